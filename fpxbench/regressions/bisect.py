@@ -1,8 +1,7 @@
 """Find the first bad build between a good one and a bad one, by time or by verdict.
 
-As `git bisect`, over builds: each build that is tried rules out half of the rest. A build that does not install, or
-whose verdict is neither the good build's nor the bad one's, is skipped; if the first bad one may be among the skipped
-ones, the result lists them.
+Like `git bisect`, over builds: each build tried rules out half of the rest. A build that does not install, or has
+neither the good nor the bad build's verdict, is skipped; the result lists skipped builds that may be the first bad one.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from fpxbench.regressions.confirmation import upstream_range
 from fpxbench.stats import Ratio, fewest_pairs, percent, ratio_of_pairs
 
 LEVEL = 0.95
-"""Of the interval that decides whether a build's time is a good one's or a bad one's."""
+"""Level of the interval that decides whether a build's time is good or bad."""
 MOST_PAIRS = 24
 PAIRS_BETWEEN_LOOKS = 2
 RUNS_AT_THE_ENDS = 3
-"""Of the good and of the bad build, to learn how often the bad one fails."""
+"""Runs of the good and of the bad build, to estimate how often the bad one fails."""
 MISSED = 0.01
-"""Largest probability that a build that fails as often as the bad one did is called good."""
+"""Largest probability of calling a build good that fails as often as the bad one."""
 MOST_RUNS = 30
 
 By = Literal["time", "verdict"]
 Measure = Callable[[int, int], Record]
-"""One run on the build of that number, in a new process, with a seed. Raises Skipped for a build that cannot be run."""
+"""(build number, seed) -> record of one run in a new process. Raises Skipped for a build that cannot be run."""
 Say = Callable[[str], None]
 
 
@@ -52,7 +51,7 @@ class Call(StrEnum):
 
 
 class BisectStep(BaseModel):
-    """One build that was tried."""
+    """A build that was tried, with the result."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
 
@@ -62,7 +61,7 @@ class BisectStep(BaseModel):
 
 
 class Bisection(BaseModel):
-    """The first bad build and how it was found."""
+    """The first bad build, and the steps that found it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -73,7 +72,7 @@ class Bisection(BaseModel):
     last_good_tag: str
     first_bad_tag: str
     maybe: list[str] = []
-    """Builds between these two that were skipped: the first bad one may be among them."""
+    """Skipped builds between these two, which may include the first bad one."""
     steps: list[BisectStep]
 
     @property
@@ -85,8 +84,8 @@ def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | No
            say: Say = lambda line: None) -> Bisection:
     """Return the first bad build. `builds` are in order; the first is good and the last bad.
 
-    `by` None: by verdict if these two differ in it, else by time. Raise NoDifference if they differ in neither, and
-    Skipped if one of the two cannot be run.
+    `by` None: by verdict if the verdicts of these two differ, else by time. Raise NoDifference if they differ in
+    neither, and Skipped if one of them cannot be run.
     """
     last = len(builds) - 1
     seen: dict[int, Build] = {}     # an installed build knows its upstream commit; the timeline may not
@@ -118,7 +117,7 @@ def bisect(case: Case, builds: Sequence[Build], tags: Sequence[str], by: By | No
 
 
 def first_bad(last: int, ask: Callable[[int], Call]) -> tuple[int, int, list[int]]:
-    """Return the last good number, the first bad one and those skipped between, where 0 is good and `last` bad."""
+    """Return the last good number, the first bad one and the skipped ones between; 0 is good and `last` is bad."""
     good, bad = 0, last
     skipped: set[int] = set()
     while left := [number for number in range(good + 1, bad) if number not in skipped]:
@@ -138,14 +137,14 @@ Judge = Callable[[int], tuple[Call, str]]
 
 
 def _by_verdict(good: list[Record], bad: list[Record], measure: Measure) -> Judge:
-    """Judge by verdict: one failure like the bad build's is bad; good takes enough runs for `MISSED`."""
+    """Judge by verdict: one failure like the bad build's is bad; good needs enough runs for `MISSED`."""
     right = _headlines(good)
     wrong = _headlines(bad) - right
     if not wrong:
-        raise NoDifference(f"the good build and the bad one are both {' or '.join(sorted(right))}, in {len(bad)} runs "
-                           "each: there is no verdict to bisect by")
+        raise NoDifference(f"the good and the bad build are both {' or '.join(sorted(right))}, in {len(bad)} runs "
+                           "each: there is no difference in verdicts to bisect")
     often = sum(record.verdict.headline in wrong for record in bad)
-    # Three failures in three runs do not prove that it always fails: Laplace's rule of succession.
+    # Laplace's rule of succession: three failures in three runs do not prove that it always fails.
     rate = (often + 1) / (len(bad) + 2)
     runs = min(MOST_RUNS, math.ceil(math.log(MISSED) / math.log(1 - rate)))
 
@@ -155,31 +154,31 @@ def _by_verdict(good: list[Record], bad: list[Record], measure: Measure) -> Judg
             if headline in wrong:
                 return Call.BAD, f"{headline} in run {run}"
             if headline not in right:
-                return Call.SKIPPED, f"{headline}, which is neither the good build's verdict nor the bad one's"
+                return Call.SKIPPED, f"{headline}, neither the good nor the bad build's verdict"
         return Call.GOOD, f"{headline} in all of {runs} runs"
 
     return judge
 
 
 def _by_time(measure: Measure, last: int) -> Judge:
-    """Judge by time: bad is past half way from the good build to the bad one, interleaved with the good one."""
+    """Judge by time, interleaved with the good build: bad is more than half way from the good to the bad build."""
     whole = _interleaved(measure, last, lambda low, high: not low <= 1 <= high)
     if whole.low <= 1 <= whole.high:
-        raise NoDifference(f"the time changes by {whole} from the good build to the bad one: "
-                           "there is no change to bisect by")
+        raise NoDifference(f"the time changes by {whole} from the good to the bad build: "
+                           "there is no significant change to bisect")
     middle = math.sqrt(whole.value)
 
     def judge(number: int) -> tuple[Call, str]:
         found = _interleaved(measure, number, lambda low, high: not low <= middle <= high)
         bad = (found.value > middle) == (whole.value > 1)
-        sure = "" if not found.low <= middle <= found.high else ", so it may be either"
-        return Call.BAD if bad else Call.GOOD, f"{found} against the good build, half way is {percent(middle)}{sure}"
+        sure = "" if not found.low <= middle <= found.high else ", so it could be either"
+        return Call.BAD if bad else Call.GOOD, f"{found} against the good build; half way is {percent(middle)}{sure}"
 
     return judge
 
 
 def _interleaved(measure: Measure, number: int, clear: Callable[[float, float], bool]) -> Ratio:
-    """Return the time of a build over the good one's, from pairs until the interval is clear."""
+    """Return the ratio of a build's time to the good one's; runs pairs until the interval is clear."""
     times: dict[int, list[float]] = {0: [], number: []}
     look = fewest_pairs(LEVEL)
     for pair in range(MOST_PAIRS):
@@ -187,7 +186,7 @@ def _interleaved(measure: Measure, number: int, clear: Callable[[float, float], 
             record = measure(build, RUNS_AT_THE_ENDS + MOST_RUNS + pair)
             if record.timing is None:
                 why = record.verdict.summary or record.no_timing
-                raise Skipped(f"it has no time: {record.verdict.headline}: {why}")
+                raise Skipped(f"not timed: {record.verdict.headline}: {why}")
             times[build].append(record.timing.median_us)
         if pair + 1 >= look:
             found = ratio_of_pairs(times[number], times[0], LEVEL)

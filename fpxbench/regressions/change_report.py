@@ -1,6 +1,6 @@
-"""Changes of a series as stored and passed on: JSON in and out, with a stable id.
+"""Reports of changes in a series, as JSON with a stable id.
 
-`fpxbench confirm` takes a `Suspect`; docs/decision-rule.md says what its fields mean.
+`fpxbench confirm` takes a `Suspect`; docs/decision-rule.md explains its fields.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ class Direction(StrEnum):
     WORSE = "worse"
     BETTER = "better"
     OTHER = "other"
-    """Neither: another kind of failure, another text."""
+    """Neither: a different kind of failure or message."""
 
 
 class State(StrEnum):
     """State of a reported change."""
 
-    OPEN = "open"               # not run again
+    OPEN = "open"               # not rerun
     CONFIRMED = "confirmed"
-    UNDECIDED = "undecided"     # run again, and not clear
+    UNDECIDED = "undecided"     # rerun without a clear result
     REFUTED = "refuted"
     FIXED = "fixed"             # a later build changed back
 
@@ -43,7 +43,7 @@ class Series(BaseModel):
 
     machine: str
     device: str
-    """As it calls itself, with its arch: two devices of one machine name are two series."""
+    """The device's own name, with its arch: two devices under one machine name are two series."""
     variant: str
     channel: str
     case: str
@@ -59,21 +59,21 @@ class ChangeReport(BaseModel):
     series: Series
     direction: Direction
     last_good: Build
-    """The last build before the change that was measured."""
+    """The last measured build before the change."""
     first_bad: Build
-    """The first build after it. Of an improvement too: then it is the first better one."""
+    """The first measured build after the change; for an improvement, the first better build."""
     last_good_tag: str
     first_bad_tag: str
     implementation_changed: bool = False
-    """The implementation's own source is another one in these two builds, so that it may be that and not PyTorch."""
+    """Whether the implementation's source differs between the two builds: the cause may then not be PyTorch."""
     outcome: ConfirmationOutcome | None = None
-    """Of the last confirmation that was about it; None before there is one."""
+    """The outcome of its last confirmation; None without one."""
     message: Text = Field(default="", alias="said")
-    """Its headline: ``confirmed +6.1% [5.2, 7.0]``."""
+    """The headline of that confirmation: ``confirmed +6.1% [5.2, 7.0]``."""
     ended_at: Build | None = None
-    """The first build on which it is over. Of a suspect: that of its next change in the other direction. Of an event:
-    the one whose metric is nearer to the value before than to the value after, or whose verdict is no worse than
-    before; an event that is not for the worse has none."""
+    """The first build on which the change is over. A suspect ends with its next change in the other direction. An event
+    for the worse ends when its metric is nearer to the value before than to the value after, or its verdict is no worse
+    than before; other events do not end."""
 
     @computed_field
     @property
@@ -97,44 +97,44 @@ class ChangeReport(BaseModel):
 
 
 class Suspect(ChangeReport):
-    """A change of the time that the rule finds: confirm it (`fpxbench confirm`) before reporting it."""
+    """A change in time that the rule finds: confirm it (`fpxbench confirm`) before reporting it."""
 
     surely_good: Build
-    """A build a few before `last_good`: the rule may place a change some builds late or early. Run `surely_good` and
-    `raised_at` again; `fpxbench bisect` finds the build between them."""
+    """A few builds before `last_good`, since the rule may misplace a change by some builds. Rerun `surely_good` and
+    `raised_at`; `fpxbench bisect` finds the build between them."""
     raised_at: Build
-    """The build at which it became clear, surely at the new level."""
+    """The build at which the change became clear, surely at the new level."""
     change: Finite
-    """As a share: 0.061 is 6.1% more time, -0.06 is 6% less."""
+    """Relative change: 0.061 is 6.1% more time, -0.06 is 6% less."""
     interval: tuple[Finite, Finite]
     """95% interval of `change`, from the series' own noise."""
     z: Finite
-    """Standard errors."""
+    """The change in standard errors."""
     chance: Finite = Field(ge=0, le=1)
-    """How often one test of the rule finds as much in noise alone."""
+    """Probability that one test of the rule finds as much in noise alone."""
     noise: Positive
-    """σ of one build, as a share."""
+    """Relative σ of one build."""
     builds_before: int
     builds_after: int
-    """How many builds show it: its persistence when it was raised."""
+    """How many builds showed the change when it was raised."""
     control: Finite | None = None
-    """What the dense baseline did over the same builds, as a share; None where it was not measured."""
+    """Relative change of the dense baseline over the same builds; None if it was not measured."""
 
 
 class Event(ChangeReport):
-    """A change that needs no statistics: another verdict, message or exact metric."""
+    """A change that needs no statistics: a different verdict, message or exact metric."""
 
     before: str
     after: str
-    """As shown: ``ok``, ``crash (compiler_abort): died by SIGABRT: …``, ``3``."""
+    """The two values as text: ``ok``, ``crash (compiler_abort): died by SIGABRT: …``, ``3``."""
     severity: int
     """Lower is worse; orders events."""
     changes_before: int = 0
-    """How often this series changed in the `events.RECENT` builds before: what comes and goes is no news."""
+    """How often this series changed in the `events.RECENT` builds before; marks flaky series."""
 
 
 class MachineMove(BaseModel):
-    """The dense baseline moved with the cases: the machine, or PyTorch's dense product. One report for all of them."""
+    """One report for all cases whose time moved with the dense baseline: caused by the machine or the dense product."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
@@ -145,13 +145,13 @@ class MachineMove(BaseModel):
     first: Build
     first_tag: str
     cases: int
-    """How many cases it explains."""
+    """How many cases moved."""
     change: Finite
-    """Of their time, as a share; the median over the cases."""
+    """Relative change of their time; the median over the cases."""
     control: Finite
-    """Of the baseline's, likewise."""
+    """The same for the baseline's time."""
 
 
 def share(log_ratio: float) -> float:
-    """Return a logarithm of a ratio as a share: 0.06 is 6% more."""
+    """Convert the logarithm of a ratio to a relative change: 0.06 is 6% more."""
     return math.expm1(log_ratio)

@@ -15,20 +15,20 @@ from fpxbench.records.verdict import SEVERITY, Status
 from fpxbench.stats import median_ratio_interval
 
 NOISE = 0.02
-"""How far two sweeps of one build differ, as a logarithm, for reasons that their samples do not show (another process,
-another place in memory): intervals are widened by it on both sides."""
+"""Difference between two sweeps of one build, as a logarithm, that their samples do not show (another process, other
+addresses): intervals are widened by it on both sides."""
 LEVEL = 0.95
 
 
 class ChangeClass(StrEnum):
-    """Worst first."""
+    """Class of a change between two builds, worst first."""
 
     VERDICT_WORSE = "verdict worse"
     SLOWER = "slower"
     VERDICT_OTHER = "verdict other"
-    """Another kind of the same status."""
+    """A different kind with the same status."""
     MACHINE = "machine"
-    """The time changed, and the dense product's by as much or more: their ratio shows no change of the case."""
+    """The time changed, and the dense product's time by as much or more: their ratio shows no change of the case."""
     FASTER = "faster"
     VERDICT_BETTER = "verdict better"
     UNCHANGED = "unchanged"
@@ -43,7 +43,7 @@ class ComparisonRow(BaseModel):
     case: str
     machine: str
     variants: tuple[str, str] | None = None
-    """Of the earlier and the later record, where they differ."""
+    """Variants of the earlier and the later record, if they differ."""
     change: ChangeClass
     before: str | None
     after: str | None
@@ -51,15 +51,15 @@ class ComparisonRow(BaseModel):
     before_us: float | None = None
     after_us: float | None = None
     time: tuple[float, float, float] | None = None
-    """Time on the later build over that on the earlier, with its interval: value, low, high."""
+    """Ratio of the later to the earlier time, with its interval: value, low, high."""
     speedup: tuple[float, float, float] | None = None
-    """The same of the speedup over the dense product."""
+    """The same for the speedup over the dense product."""
 
 
 def compare(before: Iterable[Record], after: Iterable[Record]) -> list[ComparisonRow]:
-    """Return a row for each case and machine, worst first. Each side holds one record of a case, machine and variant.
+    """Return a row for each case and machine, worst first. Each side holds one record per case, machine and variant.
 
-    Where a machine has measured the builds in different variants only, these are compared, and the row says so.
+    If a machine measured the two builds only in different variants, these are compared, and the row names them.
     """
     sides = [_by_case(records) for records in (before, after)]
     rows = []
@@ -109,7 +109,7 @@ def _time_change(time: tuple[float, float, float], speedup: tuple[float, float, 
     if low <= 1 <= high:
         return ChangeClass.UNCHANGED
     slower = low > 1
-    # A slower case whose speedup did not fall was slowed down by less than the dense product was: by the machine.
+    # A slower case whose speedup did not fall slowed down no more than the dense product: the machine is slower.
     if speedup is not None and not (speedup[2] < 1 if slower else speedup[1] > 1):
         return ChangeClass.MACHINE
     return ChangeClass.SLOWER if slower else ChangeClass.FASTER
@@ -123,7 +123,7 @@ def _ratio(numerators: list[float], denominators: list[float]) -> tuple[float, f
 
 
 def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | None:
-    """Return the ratio of the stored speedups with its interval. The two sweeps are independent."""
+    """Return the ratio of the stored speedups with its interval, for independent sweeps; None if one is missing."""
     if not (old.speedup and new.speedup and old.speedup_ci95 and new.speedup_ci95):
         return None
     value = math.log(new.speedup / old.speedup)

@@ -23,7 +23,7 @@ Counts = Annotated[dict[Label, Count], Field(max_length=100)]
 
 
 class ConfirmationOutcome(StrEnum):
-    """docs/decision-rule.md, "Confirmation"."""
+    """Outcome of a confirmation: docs/decision-rule.md, "Confirmation"."""
 
     CONFIRMED = "confirmed"
     REFUTED = "refuted"
@@ -31,7 +31,7 @@ class ConfirmationOutcome(StrEnum):
 
 
 class ConfirmationRun(RecordPart):
-    """One process on one of the builds, in the order in which they ran."""
+    """One run, in its own process, on one of the builds."""
 
     side: Side
     status: Status
@@ -47,7 +47,7 @@ class Interval(RecordPart):
     value: Positive
     low: Finite | None = None
     high: Finite | None = None
-    """None where there are too few pairs for the level."""
+    """None if there are too few pairs for the level."""
     level: Finite
     pairs: Count
 
@@ -64,37 +64,37 @@ class Interval(RecordPart):
 
 
 class Confirmation(StoredRecord):
-    """Result of running two builds, interleaved, on one machine, for a suspected change."""
+    """Result of running two builds, interleaved, on one machine, to confirm a suspected change."""
 
     FOLDER: ClassVar[str] = "confirmations"
 
     started_at: Moment = Field(default_factory=now)
     suspect: Label | None = None
-    """The suspect's id, where a detector named it."""
+    """The id of the suspect, if it came from the detector."""
     case: Case
     metric: Metric
     machine: Machine
     good: Build
     build: Build
-    """The bad one: the first at which the change was seen."""
+    """The bad build: the first with the change."""
     outcome: ConfirmationOutcome
     message: Text = Field(alias="said")
     """``+6.1% [5.2, 7.0]``, or ``crash in 5 of 5 runs, ok in 5 of 5 before``."""
     time: Interval | None = None
-    """Time of the bad build over the good one's."""
+    """Ratio of the bad build's time to the good one's."""
     control: Interval | None = None
     """The same for the dense product in the same processes."""
     least: Finite | None = None
-    """The smallest change, as a logarithm, that would have been confirmed."""
+    """The smallest change that would have been confirmed, as a logarithm."""
     good_counts: Counts = Field(default_factory=dict)
     bad_counts: Counts = Field(default_factory=dict)
-    """Runs by status and kind."""
+    """Number of runs by status and kind."""
     chance: Finite | None = None
-    """Of verdicts: how likely such counts are if both builds fail alike (Fisher's exact test)."""
+    """Probability of such verdict counts if both builds fail equally often (Fisher's exact test)."""
     flaky: bool = False
     """Whether one build gave different verdicts."""
     evidence: Verdict | None = None
-    """The bad build's verdict, where it is one of failure."""
+    """The bad build's verdict, if it failed."""
     runs: Annotated[list[ConfirmationRun], Field(max_length=10_000)] = Field(default_factory=list)
     elapsed_s: Seconds = 0.0
 
@@ -117,7 +117,7 @@ class Confirmation(StoredRecord):
 
     @property
     def upstream(self) -> str | None:
-        """The page of the commits between the builds."""
+        """URL of PyTorch's commits between the builds."""
         return upstream_range(self.good, self.build)
 
     @property
@@ -126,7 +126,7 @@ class Confirmation(StoredRecord):
 
 
 def upstream_range(good: Build | Entry, bad: Build | Entry) -> str | None:
-    """Return the page of PyTorch's commits between two builds; None if a build's commit is unknown."""
+    """Return the URL of PyTorch's commits between two builds; None if a commit is unknown or both are the same."""
     if not good.git or not bad.git or good.git == bad.git:
         return None
     return f"https://github.com/pytorch/pytorch/compare/{good.git}...{bad.git}"

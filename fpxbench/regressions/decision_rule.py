@@ -1,9 +1,9 @@
 """The decision rule: find the builds that changed how long a case takes.
 
-docs/decision-rule.md describes the rule; § marks its sections here. The rule reads a series build by build, as a
-nightly job would, and never retracts: the same history gives the same changes, whatever is measured later.
+docs/decision-rule.md describes the rule; § refers to its sections. The rule reads a series build by build, as a nightly
+job would, and never retracts: later measurements do not alter the changes found in the same history.
 
-All series are read at once, as arrays `[series, builds]`, and as logarithms, so that a change is a ratio.
+All series are processed together, as arrays `[series, builds]` of logarithms, so that a change is a ratio.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ Indices = NDArray[np.intp]
 
 # §2 The level and the noise before
 BEFORE = 30
-"""Number of builds before a change whose level it is compared with."""
+"""Number of builds before a change that define the old level."""
 LEAST_BEFORE = 5
 """Fewest builds that define a level."""
 LEAST_FREEDOM = 24
-"""Degrees of freedom (builds, less one for each window) below which the noise is not known."""
+"""Degrees of freedom (builds, less one for each window) below which the noise is unknown."""
 CLIP = 2.5
-"""A point further than this many σ from its level is moved to that distance: no build has unbounded weight."""
+"""Points are clipped to this many σ from their level, so that no build has unbounded weight."""
 NOISE_WINDOWS = 3
 """Number of successive windows of `BEFORE` builds over which σ is pooled."""
 LEAST_NOISE = 0.001
-"""Clocks have a resolution: even a series that repeats exactly is known to 0.1% only."""
+"""Lower bound of the noise: clock resolution limits even a series that repeats exactly to 0.1%."""
 
 # §3 The change
 AFTER = (2, 3, 4, 5, 10)
-"""Builds over which the time after a change is averaged. One build is a measurement; a change takes two."""
+"""Numbers of builds over which the time after a change is averaged; a change takes at least two."""
 CHANCE = 0.0025
 """One-sided level of the Student t test of one window."""
 LEAST_CHANGE = 0.01
-"""Smaller changes are not reported, however sure."""
+"""Smaller changes are not reported, however significant."""
 SURELY = 4
-"""Builds by which a change may be misplaced."""
+"""Number of builds by which a change may be misplaced."""
 PERSISTENT = 0.5
-"""Share of the mean change that the median build after it must show, so that one build alone makes no change."""
+"""Share of the mean change that the median build after it must show, so that one build alone is not a change."""
 
 # §4 The series' own history
 HISTORY = 100
-"""Number of earlier moves of the same kind that are compared."""
+"""Number of earlier moves over as many builds to compare with."""
 LEAST_HISTORY = 30
 
 # §5 The control
 CONTROL = 3.0
-"""Standard errors that the baseline must have moved, and the speedup must not, for a change to be the machine's."""
+"""A change is the machine's if the baseline moved by this many standard errors and the speedup did not."""
 
 _THRESHOLD = np.concatenate([[np.inf], -stdtrit(np.arange(1, NOISE_WINDOWS * BEFORE + 1), CHANCE)])
 
@@ -63,34 +63,34 @@ class LevelChange:
     """A change of level in one series. `size` is the logarithm of a ratio: 0.05 is a time 1.051 times as long."""
 
     row: int
-    """Which series."""
+    """Index of the series."""
     first: int
     """The first build at the new level, as a column of the values."""
     last_before: int
-    """The build before it that has a value."""
+    """The last build before it with a value."""
     surely_before: int
-    """One `SURELY` builds earlier still: the change may be placed a few builds late."""
+    """A build `SURELY` earlier still: the change may be placed a few builds late."""
     raised: int
-    """The build at which the change was clear, and surely at the new level."""
+    """The build at which the change became clear, surely at the new level."""
     size: float
     error: float
     """Standard error of `size`."""
     z: float
-    """The change with its spikes clipped, in standard errors. Its sign is the direction."""
+    """The change, clipped, in standard errors. Its sign is the direction."""
     chance: float
-    """Two-sided level at which one test finds as much in noise."""
+    """Two-sided p-value of one test."""
     noise: float
     """σ of one build."""
     builds_before: int
     builds_after: int
     control: float | None
-    """What the baseline did over the same builds; None where it is not known."""
+    """The baseline's move over the same builds, as a logarithm; None if unknown."""
     machine: bool
-    """The baseline moved and the speedup did not (§5): not a suspect."""
+    """Whether the baseline moved and the speedup did not (§5): then it is not a suspect."""
 
 
 Belief = Callable[[LevelChange], bool]
-"""Whether to believe a change: a refuted one leaves the level where it was (§6)."""
+"""Returns whether to accept a change; a refuted one leaves the level unchanged (§6)."""
 
 
 def believe_all(change: LevelChange) -> bool:
@@ -100,8 +100,8 @@ def believe_all(change: LevelChange) -> bool:
 def detect(values: Array, control: Array | None = None, believe: Belief = believe_all) -> list[LevelChange]:
     """Return the changes in `values` [series, builds], in the order in which a nightly job would have found them.
 
-    `control` [series, builds] is the baseline's time in the same runs. NaN is a build without a time. Values must be
-    positive.
+    `control` [series, builds] is the baseline's time in the same runs. Values are positive, or NaN for a build without
+    a time.
     """
     y, column, length = _packed(np.log(values))
     c = np.full_like(y, np.nan) if control is None else np.take_along_axis(np.log(control), column, axis=1)
@@ -113,13 +113,13 @@ def detect(values: Array, control: Array | None = None, believe: Belief = believ
 
 
 def _packed(y: Array) -> tuple[Array, Indices, Indices]:
-    """Return each series without gaps, padded with NaN at the end; each value's column; how many values there are."""
+    """Return each series without gaps, padded with NaN at the end; each value's column; the number of values."""
     column = np.argsort(np.isnan(y), axis=1, kind="stable")
     return np.take_along_axis(y, column, axis=1), column, np.isfinite(y).sum(axis=1)
 
 
 def _middle(ordered: Array, count: Indices) -> Array:
-    """Return the medians of rows that are sorted with their `count` numbers first."""
+    """Return the medians of sorted rows, of which the first `count` values are numbers."""
     rows = np.arange(len(ordered))
     last = ordered.shape[1] - 1
     low, high = np.clip((count - 1) // 2, 0, last), np.clip(count // 2, 0, last)
@@ -127,10 +127,10 @@ def _middle(ordered: Array, count: Indices) -> Array:
 
 
 def level_and_noise(window: Array) -> tuple[Array, Array, Indices]:
-    """Return mean and standard deviation of each row with its outliers clipped, and how many numbers it has (§2).
+    """Return each row's mean and standard deviation with outliers clipped, and its number of values (§2).
 
-    The median, and σ from the median absolute deviation, decide what is an outlier; mean and deviation of the clipped
-    numbers are then nearly as efficient as those of clean ones.
+    Outliers are found with the median and the median absolute deviation; the mean and deviation of the clipped values
+    are then nearly as efficient as without outliers.
     """
     count = np.isfinite(window).sum(axis=1)
     middle = _middle(np.sort(window, axis=1), count)[:, None]
@@ -145,7 +145,7 @@ def level_and_noise(window: Array) -> tuple[Array, Array, Indices]:
 
 
 class _Reader:
-    """State of all series up to now. A *split* is a place where a change may lie: the number of builds before it."""
+    """State of all series up to now. A *split* is a possible place of a change: the number of builds before it."""
 
     def __init__(self, y: Array, c: Array, column: Indices, length: Indices) -> None:
         self.y, self.c, self.column, self.length = y, c, column, length
@@ -154,12 +154,12 @@ class _Reader:
         self.count, self.freedom = np.zeros((2, *shape), dtype=np.intp)
         self.moves = {k: np.full(shape, np.nan) for k in AFTER}
         self.begin = np.zeros(shape[0], dtype=np.intp)
-        """Where the present level began."""
+        """Where the current level began."""
         self.refuted_until = np.full((2, shape[0]), -BEFORE - 1, dtype=np.intp)
-        """The last split at which a faster [0] or a slower [1] level is not looked for again."""
+        """Splits up to here are not tested again for a faster [0] or a slower [1] level."""
 
     def step(self, now: int, believe: Belief) -> list[LevelChange]:
-        """Read build number `now` of every series and return the changes that it makes clear."""
+        """Read build number `now` of every series, and return the changes that become clear with it."""
         self._open(now + 1 - AFTER[0])
         excess = np.zeros(len(self.y))
         z_found = np.zeros(len(self.y))
@@ -181,7 +181,7 @@ class _Reader:
         return found
 
     def _window(self, split: int) -> Array:
-        """Return the builds before `split` that belong to the present level; NaN for the others."""
+        """Return the builds before `split` at the current level; NaN for the others."""
         start = max(0, split - BEFORE)
         inside = np.arange(start, split) >= self.begin[:, None]
         return np.where(inside, self.y[:, start:split], np.nan)
@@ -224,12 +224,10 @@ class _Reader:
             row=row, first=int(self.column[row, split]), last_before=int(self.column[row, split - 1]),
             surely_before=int(self.column[row, max(split - 1 - SURELY, self.begin[row])]),
             raised=int(self.column[row, now]), size=size, error=noise * float(_error(k, count)), z=z, chance=chance,
-            noise=noise,
-            builds_before=count, builds_after=k, control=control, machine=machine,
-        )
+            noise=noise, builds_before=count, builds_after=k, control=control, machine=machine)
 
     def _locate(self, row: int, now: int, sign: float) -> int:
-        """Return over how many builds the change is clearest, without clipping, which would blur its place."""
+        """Return the number of builds since the clearest split; unclipped, because clipping would blur it."""
         clear = {}
         for k in AFTER:
             split = now + 1 - k
@@ -239,7 +237,7 @@ class _Reader:
         return max(clear, key=clear.__getitem__)
 
     def _usual(self, row: int, split: int, k: int) -> bool:
-        """Return whether this series has moved as far before, without a change (§4)."""
+        """Return whether this series has moved as far before without a change (§4)."""
         past = self.moves[k][row, max(0, split - HISTORY - k):split - k]
         past = past[np.isfinite(past)]
         return len(past) >= LEAST_HISTORY and abs(self.moves[k][row, split]) <= outlier_fence(past)
@@ -261,7 +259,7 @@ class _Reader:
         return sizes[0], bool(significant[0] and not significant[1])
 
     def _take_in(self, change: LevelChange, now: int, believe: Belief) -> None:
-        """Begin a new level after a change that is believed, or refuted for the second time in a while (§6)."""
+        """Begin a new level after a change that is accepted, or refuted twice within `BEFORE` builds (§6)."""
         row, slower = change.row, int(change.z > 0)
         believed = change.machine or believe(change)
         if believed or 0 <= now - self.refuted_until[slower, row] <= BEFORE:
@@ -272,5 +270,5 @@ class _Reader:
 
 
 def _error(after: int, before: Array | Indices | float) -> Array | float:
-    """Return the standard error of a difference between the means of so many builds, in σ of one."""
+    """Return the standard error of the difference between the means of `after` and `before` builds, in σ of one."""
     return (1 / after + 1 / np.maximum(before, 1)) ** 0.5

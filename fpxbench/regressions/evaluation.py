@@ -1,7 +1,6 @@
-"""Measure how good the rule is, on synthetic and recorded series, beside a plain z-score, asv's and Apache Otava's
-detectors.
+"""Evaluate the rule on synthetic and recorded series, next to a plain z-score and asv's and Apache Otava's detectors.
 
-docs/decision-rule.md §9 has the method and the table. The rule was tuned on other seeds than the table's.
+docs/decision-rule.md §9 has the method and the table. The rule was tuned on seeds that the table does not use.
 """
 
 from __future__ import annotations
@@ -22,21 +21,21 @@ from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.stats import fewest_pairs, ratio_of_pairs
 
 SEED = 20261124
-"""Of the table."""
+"""Seed of the table."""
 FLAT_NOISE = 0.02
 NEAR = 4
 """Builds from the true change within which a detector must place it."""
 
-# Settings of the others.
+# Settings of the other detectors.
 Z_WINDOW, Z_LIMIT = 30, 3.0
-"""The z-score compares a build with the builds before it, as alarms on dashboards do."""
+"""The z-score compares a build with the builds before it, as dashboard alarms do."""
 ASV_THRESHOLD = 0.05
-"""asv's default: a rise of less is no regression unless needed to explain one."""
+"""asv's default: smaller rises are not regressions, except as part of a larger one."""
 OTAVA_CHANCE, OTAVA_LEAST = 0.001, 0.03
 OTAVA_WINDOW = 50
-"""Its own defaults, and 3% as the least magnitude."""
+"""Otava's defaults, with a least magnitude of 3%."""
 
-# A confirmation is about some case; which one does not matter.
+# A confirmation needs a case; any will do.
 _CASE = Case(implementation="made_up", scheme="e4m3fn-row", workload="made_up", m=1, n=1, k=1)
 
 
@@ -49,9 +48,9 @@ class Detection:
     step: float
     noise: float
     within: tuple[float, ...]
-    """Share of series in which it has been found with 1, 2, … 5 builds after it."""
+    """Share of series in which it is found within 1, 2, … 5 builds."""
     placed: float
-    """Of those found within 5: the share that is placed at the right build."""
+    """Share of the found steps that are placed at the right build."""
     series: int
 
 
@@ -63,7 +62,7 @@ class FalseAlarms:
     kind: str
     builds: int
     per_1000: float
-    """Alarms for 1,000 series."""
+    """Alarms per 1,000 series."""
     series: int
 
 
@@ -78,7 +77,7 @@ class Alarm:
 
 
 Detector = Callable[[synthetic.Times, np.random.Generator, float, float], list[Alarm]]
-"""From times, randomness, the noise of a rerun and the true step in it to alarms."""
+"""(times, random generator, noise of a rerun, true step of a rerun) -> alarms."""
 
 
 def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
@@ -86,7 +85,7 @@ def _rule(times: synthetic.Times, rng: np.random.Generator, noise: float, step: 
 
 
 def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
-    """Apply the rule with confirmation: only a confirmed suspect is an alarm."""
+    """Apply the rule with confirmation: only confirmed suspects are alarms."""
     confirmed: list[LevelChange] = []
 
     def believe(change: LevelChange) -> bool:
@@ -100,12 +99,12 @@ def _confirmed(times: synthetic.Times, rng: np.random.Generator, noise: float, s
 
 
 def _true_change(change: LevelChange, step: float) -> float:
-    """Return the true change between the two builds that are run again: the step, or nothing."""
+    """Return the true change between the two builds that are rerun, as a logarithm: the step, or 0."""
     return np.log1p(step) if change.surely_before < synthetic.BEFORE <= change.raised else 0.0
 
 
 def rerun(true_change: float, suspected: float, noise: float, rng: np.random.Generator) -> bool:
-    """Return whether `fpxbench confirm` would confirm, on synthetic runs, each as noisy as a nightly one."""
+    """Return whether `fpxbench confirm` confirms on synthetic runs, each as noisy as a nightly one."""
     question = confirm.Question(case=_CASE, metric="time", size=suspected)
     good, bad = np.exp(rng.normal(0, noise, (2, confirm.MOST_PAIRS)))
     bad *= np.exp(true_change)
@@ -121,7 +120,7 @@ def _alarm(change: LevelChange) -> Alarm:
 
 
 def _z_score(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
-    """Alarm wherever a build's log time is more than `Z_LIMIT` deviations from the mean of the `Z_WINDOW` before it."""
+    """Alarm if a build's log time is more than `Z_LIMIT` deviations from the mean of the `Z_WINDOW` before it."""
     logs = np.log(times[0])
     windows = np.lib.stride_tricks.sliding_window_view(logs, Z_WINDOW, axis=1)[:, :-1]
     z = (logs[:, Z_WINDOW:] - np.nanmean(windows, axis=-1)) / np.nanstd(windows, axis=-1, ddof=1)
@@ -131,7 +130,7 @@ def _z_score(times: synthetic.Times, rng: np.random.Generator, noise: float, ste
 
 
 def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> Detector:
-    """Run a detector of whole series after each build that follows a step; once where there is none."""
+    """Run a detector of whole series after each build that follows the step; once if there is no step."""
 
     def detector(times: synthetic.Times, rng: np.random.Generator, noise: float, step: float) -> list[Alarm]:
         case, _ = times
@@ -144,7 +143,7 @@ def _each_night(look: Callable[[list[float]], Iterator[tuple[int, bool]]]) -> De
 
 
 def _asv(values: list[float]) -> Iterator[tuple[int, bool]]:
-    """Yield asv's regressions; it finds no other changes."""
+    """Yield asv's regressions; asv finds no improvements."""
     _, _, jumps = step_detect.detect_regressions(step_detect.detect_steps(values), threshold=ASV_THRESHOLD)
     for before, after, *_ in jumps or ():
         yield before + 1 if after is None else after, True
@@ -166,13 +165,13 @@ DETECTORS: dict[str, Detector] = {
 
 
 def available() -> list[str]:
-    """Return the detectors that can run here: Otava is not installed with fpxbench (docs/decision-rule.md §10)."""
+    """Return the detectors that can run here; Otava is not installed with fpxbench (docs/decision-rule.md §10)."""
     return [name for name in DETECTORS if name != "Otava" or importlib.util.find_spec("otava")]
 
 
 @dataclass(frozen=True)
 class EvaluationRun:
-    """One kind of series for one detector. Recorded series have their own number and noise."""
+    """One detector on one kind of series. Recorded series have their own number and noise."""
 
     detector: str
     series: int
@@ -194,11 +193,11 @@ class EvaluationRun:
         return FalseAlarms(self.detector, self.kind, builds, 1000 * len(alarms) / series, series)
 
     def run(self) -> Detection | FalseAlarms:
-        """Return what there is to know about the series: with a step, or without."""
+        """Return the detection of a step, or the false alarms without one."""
         return self.detection() if self.step else self.false_alarms()
 
     def _alarms(self) -> tuple[synthetic.Times, float, list[Alarm]]:
-        # Every detector sees the same series; the seed does not depend on it.
+        # The seed does not depend on the detector, so that all see the same series.
         rng = np.random.default_rng([self.seed, round(self.step * 100), round(self.noise * 100), self.builds,
                                      [*synthetic.FLAT, *recorded.places()].index(self.kind)])
         times, noise = self._times(rng)

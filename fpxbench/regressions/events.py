@@ -1,7 +1,7 @@
-"""Changes that need no statistics: verdicts, failures' messages, and metrics that should be the same in every run.
+"""Find changes that need no statistics: in verdicts, in failure messages, and in metrics that do not vary between runs.
 
-docs/decision-rule.md §8 has the rule. A case on one build is compared with the same case on the last build before it on
-which it was measured; a failure is a point like any other.
+docs/decision-rule.md §8 has the rule. Each measured build of a case is compared with the previous measured one; a
+failure is a point like any other.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from fpxbench.stats import outlier_fence
 RECENT = 30
 """Builds over which earlier changes are counted."""
 LEAST_HISTORY = 10
-"""Moves that a series must have made before they say what is usual for it."""
+"""Fewest past moves of a series that establish what is usual for it."""
 
 SQNR_DB = 0.01
-"""What may move the SQNR of one and the same weight: the order of a sum."""
+"""Largest move of the SQNR of one weight that the order of a sum explains."""
 SAMPLING_SIGMAS = 4.0
-"""Largest move of a metric, in σ, that two random weights or activations explain."""
+"""Largest move of a metric, in σ, that different random weights or activations explain."""
 RELATIVE_ERROR = 0.10
 PEAK_BYTES = 0.01
 
@@ -46,24 +46,24 @@ METRIC_RULES = {
     "relative_error": MetricRule("relative error", "", 1),
     "peak_bytes": MetricRule("peak memory", "bytes", 1),
 }
-"""Worst first: they follow the verdicts in this order."""
+"""Metrics with events, worst first; all follow the verdicts."""
 
 
 def events(panel: Panel) -> list[Event]:
-    """Return every event of a panel, oldest first."""
+    """Return all events of a panel, oldest first."""
     order = {build.key: index for index, build in enumerate(panel.builds)}
     found = [*_verdict_events(panel), *_metric_events(panel)]
     return sorted(found, key=lambda event: (order[event.first_bad.key], event.severity, event.series.case))
 
 
 class Transition(NamedTuple):
-    """From one measured build of a case to the next, as indices into the panel."""
+    """The step from one measured build of a case to the next, as indices into the panel."""
 
     case: int
     before: int
     after: int
     number: int
-    """Which step of this case it is, counted from 0."""
+    """Number of the step within the case, from 0."""
 
 
 def _steps(measured: NDArray[np.bool_], changed: NDArray[np.bool_], column: NDArray[np.intp]) -> Iterator[Transition]:
@@ -86,7 +86,7 @@ def _verdict_events(panel: Panel) -> Iterator[Event]:
 
 
 def worst(before: Verdicts, after: Verdicts) -> str:
-    """Return the worse status of the two: what began or ended."""
+    """Return the worse of the two statuses: the failure that began or ended."""
     return min(before.status, after.status, key=lambda status: SEVERITY[Status(status)])
 
 
@@ -120,11 +120,11 @@ def _metric_events(panel: Panel) -> Iterator[Event]:
 
 
 EXACT = ("packed_bytes", "kernels_launched")
-"""The same in every run, until something changed."""
+"""Metrics that are the same in every run of a build."""
 
 
 def _moves(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the moves from build to build: of dB the difference, of all else the logarithm of a ratio."""
+    """Return the moves from build to build: differences for dB, logarithms of ratios for all else."""
     if name == "sqnr_db":
         return np.diff(values, axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):   # from 0 to something is infinitely more, from 0 to 0 nothing
@@ -132,11 +132,10 @@ def _moves(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.float64] | float:
-    """Return how far a metric may move by chance, or too little to report.
+    """Return the largest move of a metric that is due to chance or too small to report.
 
-    Of two random weights of N·K numbers the SQNR differs by chance: signal and noise are means of so many squares,
-    whose relative variances are about 2/NK and 4/NK. The relative error is the norm of M·N errors, to which the same
-    applies.
+    The SQNR differs between random weights of N·K numbers: signal and noise are means of N·K squares with relative
+    variances of about 2/NK and 4/NK. The same holds for the relative error, the norm of M·N errors.
     """
     if name in EXACT:
         return 0.0
@@ -150,7 +149,7 @@ def _allowed(name: str, panel: Panel, seeds: NDArray[np.float64]) -> NDArray[np.
 
 
 def _usual(past: NDArray[np.float64], move: float) -> bool:
-    """Return whether the series has moved as far from build to build before."""
+    """Return whether the series has moved as far between builds before."""
     past = past[np.isfinite(past)]
     return len(past) >= LEAST_HISTORY and abs(move) <= outlier_fence(past)
 
@@ -162,7 +161,7 @@ def _number(value: float, unit: str) -> str:
 
 def _event(panel: Panel, step: Transition, metric: str, direction: Direction, before: str, after: str, severity: int,
            changes: int, undone: NDArray[np.bool_]) -> Event:
-    """Return the event of a transition; `undone` [builds] marks the builds that are as before it."""
+    """Return the event of a transition; `undone` [builds] marks the builds on which it is over."""
     later = np.flatnonzero(undone[step.after + 1:]) if direction is Direction.WORSE else ()
     return Event(series=series_of(panel, step.case, metric), direction=direction,
                  **build_fields(panel, step.case, step.before, step.after),
@@ -176,7 +175,7 @@ def series_of(panel: Panel, case: int, metric: str) -> Series:
 
 
 def build_fields(panel: Panel, case: int, before: int, after: int) -> dict[str, object]:
-    """Return the fields of a change report about the two builds between which the change lies."""
+    """Return a change report's fields for the two builds around the change."""
     return {
         "last_good": panel.builds[before], "first_bad": panel.builds[after], "last_good_tag": panel.tags[before],
         "first_bad_tag": panel.tags[after],

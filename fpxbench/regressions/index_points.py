@@ -1,4 +1,4 @@
-"""The points of a series index as arrays, and where each stands in a panel's."""
+"""The points of a series index as arrays, and their places in the arrays of panels."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _VERDICT = ["status", "kind", "message"]
 
 @dataclass(frozen=True)
 class PanelLayout:
-    """Where the points of one panel stand in its arrays. Of a point that stands twice the later one counts."""
+    """The places of one panel's points in its arrays. If two points have one place, the later one counts."""
 
     points: NDArray[np.intp]
     row: NDArray[np.int32]
@@ -30,7 +30,7 @@ class PanelLayout:
     builds: int
 
     def arranged(self, values: NDArray, missing: float) -> NDArray:
-        """Return values of points as [cases, builds]."""
+        """Arrange per-point values as [cases, builds]; `missing` elsewhere."""
         array = np.full((len(self.cases), self.builds), missing, dtype=values.dtype)
         array[self.row, self.column] = values[self.points]
         return array
@@ -38,7 +38,7 @@ class PanelLayout:
 
 @dataclass(frozen=True)
 class Points:
-    """An index, a point a row, in the order in which it was recorded. Columns of numbers are read one by one."""
+    """An index with one point per row, in the order of recording. Columns of numbers are read one by one."""
 
     NUMBERS: ClassVar = ("outputs", "weights", "seed", *METRICS)
 
@@ -52,30 +52,30 @@ class Points:
     case: NDArray[np.int32]
     source: NDArray[np.int32]
     verdict: NDArray[np.int32]
-    """Of each point the place in these lists; the source's number says only whether two are the same."""
+    """Each point's index into these lists; the numbers in `source` only tell whether two sources are the same."""
 
     @classmethod
     def read(cls, parts: list[Part]) -> Points:
-        """Read the texts of an index."""
+        """Read the text columns of an index."""
         frame = pl.concat([part.rows.select(_TEXTS) for part in parts]).collect()
         (devices, device), (texts, build), (cases, case), (_, source) = (
             _numbered(frame.get_column(name)) for name in _TEXTS[:4])
         verdicts, verdict = _numbered_verdicts(frame.select(_TEXTS[4:]))
         builds = [Build.model_validate_json(text) for text in texts]
-        # One build may be described in several ways, with and without its date: the first counts.
+        # A build may be described in several ways, with and without its date: the first one counts.
         identities = [(one.key, one.variant) for one in builds]
         same = {identity: number for number, identity in reversed(list(enumerate(identities)))}
         build = np.array([same[identity] for identity in identities], dtype=np.int32)[build]
         return cls(parts, devices, builds, cases, verdicts, device, build, case, source, verdict)
 
     def measured(self) -> list[tuple[int, int]]:
-        """Return each device with each build measured on it."""
+        """Return every pair of a device and a build measured on it, as indices."""
         count = len(self.builds)
         pairs = np.bincount(self.device.astype(np.intp) * count + self.build)
         return [divmod(pair, count) for pair in np.flatnonzero(pairs).tolist()]
 
     def layout(self, device: int, builds: list[int]) -> PanelLayout:
-        """Return where the points of a device stand whose builds are the columns."""
+        """Return the layout of a device's points with these builds as columns."""
         place = np.full(len(self.builds), -1, dtype=np.int32)
         place[builds] = np.arange(len(builds))
         column = place[self.build]
@@ -86,14 +86,14 @@ class Points:
         return PanelLayout(chosen, row, column[chosen], np.flatnonzero(present).tolist(), len(builds))
 
     def arranged(self, layouts: Sequence[PanelLayout], name: str) -> list[NDArray[np.float64]]:
-        """Return a column of numbers as arrays [cases, builds] of these layouts; NaN where a record has none."""
+        """Return a column of numbers as one array [cases, builds] per layout; NaN where a record has none."""
         column = pl.concat([part.rows.select(name) for part in self.parts]).collect().to_series()
         values = column.cast(pl.Float64).fill_null(np.nan).to_numpy()
         return [layout.arranged(values, np.nan) for layout in layouts]
 
 
 def _numbered(column: pl.Series) -> tuple[list[str], NDArray[np.int32]]:
-    """Return the distinct texts of a column, sorted, and the place of each row's text among them."""
+    """Return the distinct texts of a column, sorted, and each row's index into them."""
     distinct = column.unique()
     distinct = distinct.gather(distinct.cast(pl.String).arg_sort())
     codes = distinct.to_physical().to_numpy()
@@ -103,7 +103,7 @@ def _numbered(column: pl.Series) -> tuple[list[str], NDArray[np.int32]]:
 
 
 def _numbered_verdicts(frame: pl.DataFrame) -> tuple[list[Verdicts], NDArray[np.int32]]:
-    """Return the distinct verdicts, each with its first summary, and the place of each row's among them."""
+    """Return the distinct verdicts, each with its first summary, and each row's index into them."""
     firsts = frame.unique(_VERDICT, keep="first", maintain_order=True)
     factors = [_codes(frame, name).max(initial=0) + 1 for name in _VERDICT]
 

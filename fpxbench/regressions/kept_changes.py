@@ -1,8 +1,7 @@
-"""What the rule found in a machine's series, kept beside their index: a night asks several times (regressions, confirm,
-notify, report), and the rule takes as long as all else.
+"""A cache of the rule's findings in a machine's series: a nightly job needs them several times (regressions, confirm,
+notify, report), and the rule takes as long as everything else.
 
-``RESULTS/<machine>/.series/changes.json`` may be deleted. What is kept is found by a digest of everything that the rule
-is given, and of the rule itself.
+``RESULTS/<machine>/.series/changes.json`` may be deleted. Its keys are digests of the rule and all of its input.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ class FoundChanges:
     """The changes of one panel's series.
 
     suspects : in the order in which the rule raised them, refuted ones too
-    moves : those that are the machine's
+    moves : changes caused by the machine
     """
 
     suspects: list[LevelChange] = field(default_factory=list)
@@ -41,19 +40,19 @@ _FILES = TypeAdapter(dict[str, FoundChanges])
 
 
 class KeptChanges:
-    """The file of one machine, read at once; `write` keeps what this process asked for, and nothing else."""
+    """The cache file of one machine, read on creation; `write` keeps only what this process asked for."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the folder of the series index."""
+        """Read the cache in the folder of the series index."""
         self._place = folder / FILE
         self._asked: dict[str, FoundChanges] = {}
         try:
             self._known = _FILES.validate_json(self._place.read_bytes())
-        except (OSError, ValidationError):      # there is none, or it is damaged: the rule is asked again
+        except (OSError, ValidationError):      # missing or damaged: computed again
             self._known = {}
 
     def of(self, panel: Panel, metric: str, refuted: Collection[str], find: Callable[[], FoundChanges]) -> FoundChanges:
-        """Return the changes of a panel, from the file or by `find`. refuted : ids of changes"""
+        """Return the changes of a panel, from the file or from `find`. refuted : ids of refuted changes"""
         key = _digest(panel, metric, refuted)
         self._asked[key] = self._known.get(key) or find()
         return self._asked[key]
@@ -61,7 +60,7 @@ class KeptChanges:
     def write(self) -> None:
         """Replace the file if it changed."""
         if self._asked.keys() != self._known.keys():
-            with suppress(OSError):     # of the same folder the index says so
+            with suppress(OSError):     # the index, in the same folder, reports it
                 write_whole(self._place, _FILES.dump_json(self._asked))
 
 

@@ -1,4 +1,4 @@
-"""Machines are independent: several are worked on at once, each by a process with one machine's series in memory."""
+"""Process several machines in parallel, each in a process that holds one machine's series in memory."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def in_processes(work: Callable[[Task], R], machines: Sequence[Task], jobs: int) -> Iterator[R]:
-    """Yield what `work` returns for each machine, in order; more than one job is done by so many processes."""
+    """Yield ``work(machine)`` for each machine, in order; with more than one job, in that many processes."""
     if jobs < 2 or len(machines) < 2:
         yield from map(work, machines)
         return
-    # Not by fork: polars has threads.
+    # Not fork: polars has threads.
     with ProcessPoolExecutor(min(jobs, len(machines)), multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(work, machines)

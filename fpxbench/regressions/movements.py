@@ -1,7 +1,7 @@
-"""Sort what changed by its cause: the build, the machine, the suite itself, or noise. docs/notify.md has the rule.
+"""Attribute each change to a cause: the build, the machine, the suite itself, or noise. docs/notify.md has the rule.
 
-A confirmed change is the build's: both builds were run on one machine, interleaved, with one source of the
-implementation. Of any other change the records of the two builds may name another cause.
+A confirmed change is caused by the build: both builds were run on one machine, interleaved, with the same source of the
+implementation. For any other change, the records of the two builds may show another cause.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from fpxbench.regressions.confirmation import ConfirmationOutcome
 from fpxbench.regressions.result_changes import ResultChanges
 
 COMES_AND_GOES = 3
-"""An event whose series changed as often within the 30 builds before is noise."""
+"""An event is noise if its series changed at least this often within the 30 builds before."""
 MACHINE_FACTS = {
     "driver": "driver", "power_limit_w": "power limit (W)", "memory_clock_mhz": "memory clock (MHz)",
     "cores": "cores", "threads": "threads",
 }
-"""Metadata of a machine that change times and results without another build."""
+"""Facts of a machine that change times and results on the same build."""
 DISTURBED = {Flag.THROTTLED: "throttled", Flag.SHARED_DEVICE: "shared with another process"}
 
 
@@ -33,12 +33,12 @@ class Cause(StrEnum):
 
     BUILD = "build"
     MACHINE = "machine"
-    """A clock, throttling, a driver; or PyTorch's own dense product, which moves with them."""
+    """A clock, throttling, a driver; or PyTorch's dense product, which cannot be told apart from them."""
     SUITE = "suite"
     """The implementation's source was edited between the two builds."""
     NOISE = "noise"
     UNCONFIRMED = "unconfirmed"
-    """A changed time that was not run again, or with no clear answer."""
+    """A changed time that was not rerun, or rerun without a clear result."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +47,24 @@ class Movement:
 
     cause: Cause
     reason: str
-    """The reason, in one sentence."""
+    """The reason for the cause, in one sentence."""
     change: ChangeReport | MachineMove
 
     @property
     def confirmed(self) -> bool:
-        """Whether both builds were run again and differ."""
+        """Whether both builds were rerun and differ."""
         return isinstance(self.change, ChangeReport) and self.change.outcome is ConfirmationOutcome.CONFIRMED
 
     @property
     def calls(self) -> bool:
-        """Whether to notify: a change for the worse that stands and is caused by the build."""
+        """Whether to notify: the build caused it, it is for the worse, and it stands."""
         return (self.cause is Cause.BUILD and isinstance(self.change, ChangeReport) and self.change.stands
                 and self.change.direction is Direction.WORSE)
 
 
 def movements(results: Path, changes: ResultChanges) -> list[Movement]:
-    """Return every change with its cause, in the order of `changes`. Reads the records of the two builds of each
-    change that no confirmation decides."""
+    """Return every change with its cause, in the order of `changes`. Reads the records of both builds of each
+    unconfirmed change."""
     surroundings = _Surroundings(Store(results))
     return [
         *(Movement(*_cause(change, surroundings), change) for change in (*changes.suspects, *changes.events)),
@@ -93,22 +93,22 @@ def _cause(change: ChangeReport, surroundings: _Surroundings) -> tuple[Cause, st
 
 @dataclass(frozen=True)
 class _Point:
-    """What a record holds about where it was measured."""
+    """The conditions under which a record was measured."""
 
     facts: dict[str, object]
     disturbed: frozenset[Flag]
-    """Those of `DISTURBED` that the record has."""
+    """The record's flags that are in `DISTURBED`."""
 
 
 class _Surroundings:
-    """Where the cases of a change were measured, read from the records and kept by machine and build."""
+    """The conditions of all cases, read from the records and cached by machine and build."""
 
     def __init__(self, store: Store[Record]) -> None:
         self._store = store
         self._files: dict[tuple[str, str], dict[tuple[str, str], _Point]] = {}
 
     def difference(self, change: ChangeReport) -> str:
-        """Return what else differs between the two builds' runs, in one sentence; empty if nothing is known to."""
+        """Return how the conditions of the two builds' runs differ, in one sentence; "" if no difference is known."""
         before, after = (self._point(change, build) for build in (change.last_good, change.first_bad))
         if before is None or after is None:
             return ""

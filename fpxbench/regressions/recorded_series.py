@@ -1,6 +1,6 @@
-"""Recorded series, to measure the rule on: one build, measured again and again, so that every alarm is false.
+"""Recorded series for evaluating the rule: repeated measurements of one build, so that every alarm is false.
 
-`recorded.jsonl` was written by `tools/record_noise.py` from real runs: real noise, and a baseline that shares more
+`tools/record_noise.py` wrote `recorded.jsonl` from real runs: the noise is real, and the baseline shares more of it
 with the case than a synthetic one does.
 """
 
@@ -22,17 +22,17 @@ class Recording:
     """Times of one case, in the order in which they were measured."""
 
     where: str
-    """Machine, and what else ran on it."""
+    """The machine, and what else ran on it."""
     build: str
     case: str
     times_us: NDArray[np.float64]
     baseline_us: NDArray[np.float64]
-    """Of the dense product in the same runs."""
+    """Times of the dense product in the same runs."""
 
 
 @cache
 def recordings() -> tuple[Recording, ...]:
-    """Return the recordings that come with fpxbench."""
+    """Return the recordings shipped with fpxbench."""
     lines = files("fpxbench.regressions").joinpath("recorded.jsonl").read_text(encoding="utf-8").splitlines()
     return tuple(
         Recording(one["where"], one["build"], one["case"], np.array(one["times_us"]), np.array(one["baseline_us"]))
@@ -41,14 +41,14 @@ def recordings() -> tuple[Recording, ...]:
 
 
 def places() -> list[str]:
-    """Return the places of the recordings."""
+    """Return the distinct `Recording.where`."""
     return list(dict.fromkeys(one.where for one in recordings()))
 
 
 def windows(where: str, step: float, builds: int = BEFORE + AFTER) -> Times:
-    """Return every window of `builds` measurements of the recordings there, each divided by its median.
+    """Return every window of `builds` measurements recorded at `where`, each divided by its median.
 
-    A case takes `step` more time from the 31st on. Windows overlap: they are not independent samples.
+    The case takes `step` more time from the 31st measurement on. Windows overlap, so they are not independent.
     """
     times = [(one.times_us[at:at + builds], one.baseline_us[at:at + builds])
              for one in recordings() if one.where == where for at in range(len(one.times_us) - builds + 1)]
@@ -58,5 +58,5 @@ def windows(where: str, step: float, builds: int = BEFORE + AFTER) -> Times:
 
 
 def noise(where: str) -> float:
-    """Return the median of the recordings' σ there, of the logarithm of a time."""
+    """Return the median σ of log time over the recordings at `where`."""
     return float(np.median([np.log(one.times_us).std(ddof=1) for one in recordings() if one.where == where]))

@@ -1,4 +1,4 @@
-"""Run one case on a build of the timeline, in a process of its own."""
+"""Run one case on a build of the timeline, in a separate process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fpxbench.records.record import Record
 from fpxbench.records.store import Store
 
 STARTING_S = 600.0
-"""Beyond the case's own limit: importing PyTorch, discovering implementations, measuring the memory's bandwidth."""
+"""Time beyond the case's own limit: importing PyTorch, discovering implementations, measuring memory bandwidth."""
 
 
 class CannotRun(RuntimeError):
@@ -27,17 +27,17 @@ class CannotRun(RuntimeError):
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all runs have in common."""
+    """Settings that all runs share."""
 
     device: str | None = None
     machine: str | None = None
-    """What the records are filed under; None: the device's own name."""
+    """The machine name of the records; None: the device's own name."""
     impls: tuple[Path, ...] = ()
     timeout_s: float = 180.0
 
 
 class CaseRunner(AbstractContextManager):
-    """Runs cases on several builds. Each environment is made when it is first needed and kept until the end."""
+    """A runner of cases on several builds. Each environment is created on first use and kept until exit."""
 
     def __init__(self, builds: Builds, conditions: Conditions) -> None:
         self._builds, self._conditions = builds, conditions
@@ -45,7 +45,7 @@ class CaseRunner(AbstractContextManager):
         self._stack = ExitStack()
 
     def run(self, entry: Entry, case: Case, seed: int) -> Record:
-        """Run `case` once on `entry`. Raises CannotRun, and what `Builds.interpreter` does."""
+        """Run `case` once on `entry`. Raises CannotRun, and what `Builds.interpreter` raises."""
         if entry.key not in self._open:
             self._open[entry.key] = self._stack.enter_context(self._builds.interpreter(entry))
         return rerun(self._open[entry.key], case, seed, self._conditions)
@@ -55,16 +55,16 @@ class CaseRunner(AbstractContextManager):
 
 
 def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Conditions) -> Record:
-    """Return the record of one run, from a results folder of its own: no sweep's records are touched.
+    """Return the record of one run, made in a temporary results folder.
 
-    Raise CannotRun with the last output of a process that left no record. Ctrl-C ends it and what it started.
+    Raise CannotRun, with the last output, if the process left no record. Ctrl-C kills its process group.
     """
     with tempfile.TemporaryDirectory(prefix="fpxbench-rerun-") as name:
         folder = Path(name)
         (folder / "cases").write_text(case.model_dump_json())
         command = [str(interpreter.python), "-m", "fpxbench", "run", "--cases", str(folder / "cases"),
-                   "--results", str(folder / "results"),
-                   "--fresh", "--seed", str(seed), "--timeout", str(conditions.timeout_s)]
+                   "--results", str(folder / "results"), "--fresh", "--seed", str(seed),
+                   "--timeout", str(conditions.timeout_s)]
         command += ["--device", conditions.device] if conditions.device else []
         command += ["--machine", conditions.machine] if conditions.machine else []
         for path in conditions.impls:
@@ -87,9 +87,9 @@ def _run(command: list[str], timeout_s: float) -> str:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        return f"it was still running after {timeout_s:.0f} s and was ended"
+        return f"still running after {timeout_s:.0f} s: killed"
     except BaseException:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         raise
-    return "\n".join(output.strip().splitlines()[-3:]) or f"it ended with {process.returncode} without output"
+    return "\n".join(output.strip().splitlines()[-3:]) or f"exited with {process.returncode} without output"

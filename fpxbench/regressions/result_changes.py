@@ -1,4 +1,4 @@
-"""Find everything that changed under a results folder, worst first: events, suspects and moves of the machine."""
+"""Find all changes under a results folder, worst first: events, suspects and moves of the machine."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fpxbench.regressions.machine_processes import in_processes
 from fpxbench.regressions.series import Panel, machine_names, panels_of
 
 METRIC = "median_us"
-"""The rule is applied to this; the baseline of the same run is its control."""
+"""The metric that the rule is applied to; the baseline's time in the same run is its control."""
 Z95 = 1.96
 
 
 @dataclass
 class ResultChanges:
-    """What changed, each list worst first."""
+    """All changes, each list worst first."""
 
     suspects: list[Suspect] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
@@ -38,9 +38,9 @@ class ResultChanges:
     newest: list[Build] = field(default_factory=list)
     """The newest build of each series of builds."""
     newest_of: list[tuple[str, Build]] = field(default_factory=list)
-    """The same, with the name of its machine."""
+    """The same, each with the name of its machine."""
     builds: int = 0
-    """Those of the longest series."""
+    """Number of builds in the longest series."""
 
     def add(self, other: ResultChanges) -> None:
         """Add the changes of another machine."""
@@ -60,10 +60,10 @@ class ResultChanges:
 
 def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None,
                  jobs: int = 1) -> ResultChanges:
-    """Apply the rule to all records under `results`, to so many machines at once.
+    """Apply the rule to all records under `results`, with `jobs` machines in parallel.
 
-    A change that was run again carries its outcome. After a refuted suspect the series goes on as if there had been
-    none. Raise ValueError for a machine that has no records.
+    A change that was rerun has its outcome. A refuted suspect does not affect the rest of its series. Raise ValueError
+    for a machine that has no records.
     """
     found = ResultChanges()
     confirmations, broken = Store(results, Confirmation).read_all()
@@ -104,9 +104,9 @@ class PanelChanges:
 def changes_of_machine(
     results: Path, machine: str, confirmations: dict[str, Confirmation], entries: Iterable[Entry] = (),
 ) -> tuple[list[PanelChanges], list[str]]:
-    """Return the changes of one machine, with its series, and messages about its records. `entries` are the
-    timeline's. Who drops one machine before the next has one machine's series in memory."""
-    from fpxbench.regressions.series_index import NAME  # it imports polars, which `performance` does without
+    """Return the changes of one machine with its series, and messages about its records. `entries` are the
+    timeline's."""
+    from fpxbench.regressions.series_index import NAME  # imports polars, which `performance` does not need
 
     found, troubles = panels_of(results, machine, entries)
     kept = KeptChanges(results / machine / NAME)
@@ -121,7 +121,7 @@ def _changes_of(panel: Panel, confirmations: dict[str, Confirmation], kept: Kept
 
 
 def by_suspect(confirmations: Iterable[Confirmation]) -> dict[str, Confirmation]:
-    """Return the last confirmation of each change, by the change's id."""
+    """Return change id -> its last confirmation."""
     return {confirmation.suspect: confirmation for confirmation in confirmations if confirmation.suspect}
 
 
@@ -160,7 +160,7 @@ def performance(
 
 
 def _with_ends(suspects: list[Suspect]) -> list[Suspect]:
-    """Return them with the build at which the next one in the other direction began."""
+    """Return the suspects with `ended_at`: the build of the next one in the other direction."""
     ended: list[Suspect] = []
     later: dict[str, Suspect] = {}
     for suspect in reversed(suspects):
@@ -187,7 +187,7 @@ def suspect_of(panel: Panel, change: LevelChange) -> Suspect:
 
 
 def _machine_moves(panel: Panel, changes: list[LevelChange]) -> list[MachineMove]:
-    """Return one move for each build at which cases moved in one direction."""
+    """Return one move per build and direction."""
     by_build: dict[tuple[int, bool], list[LevelChange]] = defaultdict(list)
     for change in changes:
         by_build[change.first, change.z > 0].append(change)

@@ -1,8 +1,8 @@
 """Series: a metric of one case on one machine over the builds of one channel and variant, in the timeline's order.
 
-Two devices of one machine name are two machines. Releases and nightlies are two histories: a release is cut from a
-branch that left the nightlies' weeks before, and its neighbours in time are not its neighbours in code. No machine's
-clock takes part in the order: builds have dates of their own, and one without a date stands before the next version.
+Two devices under one machine name are two machines. Releases and nightlies are separate histories: a release is cut
+from a branch that diverged weeks before, so its neighbours in time are not its neighbours in code. The order does not
+depend on a machine's clock: builds have their own dates, and one without a date precedes the next version.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from fpxbench.records.record import Build
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import SEVERITY, Status
 
-if TYPE_CHECKING:       # it imports polars, which most of those who import this do without
+if TYPE_CHECKING:       # imports polars, which most importers of this module do not need
     from fpxbench.regressions.index_points import Points
 
 UNKNOWN_DAY = "9999-12-31"
@@ -31,12 +31,12 @@ UNKNOWN_DAY = "9999-12-31"
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What a number in `Panel.verdicts` stands for."""
+    """A verdict that `Panel.verdict` refers to by index."""
 
     status: str
     kind: str
     message: str
-    """The summary without what varies from run to run."""
+    """The summary without the parts that vary from run to run."""
     summary: str
 
     @property
@@ -54,15 +54,15 @@ class Panel:
     channel: str
     cases: list[str]
     builds: list[Build]
-    """Oldest first; each with its key and, where the timeline knows it, its date."""
+    """Oldest first; each with its key and, if the timeline knows it, its date."""
     tags: list[str]
     metrics: dict[str, NDArray[np.float64]]
-    """By name (`series_index.METRICS`); NaN where a case has none on a build."""
+    """Name (`series_index.METRICS`) -> values; NaN where a case has none on a build."""
     verdict: NDArray[np.int32]
-    """Index into `verdicts`; -1 where the case was not measured. A failure is a point as well as a success."""
+    """Index into `verdicts`; -1 where the case was not measured. Failures are points too."""
     verdicts: list[Verdicts]
     source: NDArray[np.int32]
-    """Which source of the implementation; -1 where the case was not measured."""
+    """Number of the implementation's source; -1 where the case was not measured."""
     seed: NDArray[np.float64]
     outputs: NDArray[np.float64]
     """M·N of each case."""
@@ -71,21 +71,21 @@ class Panel:
 
     @cached_property
     def row(self) -> dict[str, int]:
-        """By case."""
+        """Case -> row."""
         return {case: number for number, case in enumerate(self.cases)}
 
     @cached_property
     def column(self) -> dict[str, int]:
-        """By the key of the build."""
+        """Build key -> column."""
         return {build.key: number for number, build in enumerate(self.builds)}
 
     def tag_of(self, build: Build) -> str:
-        """Return the tag of one of its builds."""
+        """Return the tag of one of the panel's builds."""
         return self.tags[self.column[build.key]]
 
     @cached_property
     def severity(self) -> NDArray[np.intp]:
-        """Return each status's place in the order of severity [cases, builds]: 0 the worst, -1 where not measured."""
+        """Rank of each status [cases, builds] by severity: 0 is the worst, -1 not measured."""
         places = np.array([*(SEVERITY[Status(verdict.status)] for verdict in self.verdicts), -1])
         return places[self.verdict]   # -1 picks the last
 
@@ -93,9 +93,9 @@ class Panel:
 def panels(
     results: Path, timeline: Timeline | None = None, machine: str | None = None,
 ) -> Iterator[tuple[list[Panel], list[str]]]:
-    """Yield the panels of each machine, or of one machine, and messages about its records.
+    """Yield the panels of each machine, or of one, and messages about its records.
 
-    Raise ValueError if there is no such machine.
+    Raise ValueError for a machine without records.
     """
     entries = timeline.entries() if timeline else []
     for name in machine_names(results, machine):
@@ -103,7 +103,7 @@ def panels(
 
 
 def machine_names(results: Path, machine: str | None = None) -> list[str]:
-    """Return the machines that have records, or the one asked for. Raise ValueError if that has none."""
+    """Return the machines with records, or only `machine`. Raise ValueError if that one has none."""
     store = Store(results)
     if machine is None:
         return store.machines()
@@ -135,7 +135,7 @@ def _of_machine(results: Path, machine: str, held: dict[str, Entry]) -> tuple[li
         points = Points.read(parts)
         if len(points.devices) > 1:
             troubles.append(f"{machine} is the name of {len(points.devices)} machines: {', '.join(points.devices)}; "
-                            "each has its own series. FPX_MACHINE or --machine gives one another name")
+                            "each has its own series. Rename one with FPX_MACHINE or --machine")
         return list(_panels(points, machine, held, troubles)), troubles
 
 
@@ -167,7 +167,7 @@ def _panels(points: Points, machine: str, held: dict[str, Entry], troubles: list
 def _order(
     builds: dict[int, Build], held: dict[str, Entry], troubles: list[str],
 ) -> tuple[dict[int, int], dict[int, str], dict]:
-    """Return place, tag and date of each build by its number; a build whose version is none has no place."""
+    """Return place, tag and date of each build by its number; a build without a valid version is left out."""
     entries = dict(held)
     for build in builds.values():
         try:
@@ -175,10 +175,10 @@ def _order(
             if build.key not in entries:
                 entries[build.key] = Entry.of(build, UNKNOWN_DAY)
         except InvalidVersion:
-            troubles.append(f"{build.torch!r} is no version, so its records have no place in time: left out")
+            troubles.append(f"{build.torch!r} is not a version, so its records have no place in time: left out")
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            troubles.append(f"PyTorch {build.torch}: {first['loc'][0]} {first['input']!r} cannot be, "
+            troubles.append(f"PyTorch {build.torch}: {first['loc'][0]} {first['input']!r} is invalid, "
                             "so its records have no place in time: left out")
     placed = {entry.key: (place, entry) for place, entry in enumerate(in_order(entries.values()))}
     known = {number: placed[build.key] for number, build in builds.items() if build.key in placed}

@@ -1,11 +1,11 @@
-"""The series index: what series need of each record, in Parquet, so that a night's run reads the new build only.
+"""The series index: the record fields that series need, in Parquet, so that nightly jobs read only new builds.
 
-``RESULTS/<machine>/.series/<part>.parquet`` holds nothing that the records do not: it may be deleted, and is rebuilt
-if it is damaged. A part holds the records of a month's nightlies, or of a minor version's other builds, so that a night
-changes one part. A file of records is read again only if its size or its times changed and its content differs.
+``RESULTS/<machine>/.series/<part>.parquet`` is derived from the records: it may be deleted, and is rebuilt if damaged.
+A part holds the nightlies of one month, or the other builds of one minor version, so that a night changes one part. A
+records file is read again only if its size or its times changed and its content differs.
 
-One process at a time changes a machine's index, under a lock, and each part is replaced at once. Where the index
-cannot be written (a read-only folder, a full disk), what is missing of it is made in memory.
+One process at a time changes a machine's index, under a lock, and replaces each part atomically. If the index cannot be
+written (a read-only folder, a full disk), the missing rows are kept in memory.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from fpxbench.whole_file import write_whole
 
 NAME = ".series"
 VERSION = 3
-"""Raise it when a column or a metric's definition changes."""
+"""Increment it when a column or a metric's definition changes."""
 
 METRICS = ("median_us", "baseline_us", "relative_error", "sqnr_db", "packed_bytes", "kernels_launched", "peak_bytes")
 
@@ -41,12 +41,12 @@ SCHEMA: dict[str, Any] = {
     **dict.fromkeys(("status", "kind", "message", "summary", "source"), pl.Categorical),
     "seed": pl.Float64, **dict.fromkeys(METRICS, pl.Float64),
 }
-"""Columns of a part, a row for the last record of each case in each file: ``build`` is a `Build` as JSON with its key,
-``outputs`` M·N, ``weights`` N·K; ``message`` is `normalized`, ``summary`` one of those that it stands for."""
+"""Columns of a part, with one row per case and file, its last record: ``build`` is a `Build` as JSON with its key,
+``outputs`` M·N, ``weights`` N·K; ``message`` is `normalized`, ``summary`` one of the texts that give that message."""
 
 _FOOTER = "fpxbench"
 
-# What differs between runs of one failure: addresses, process and line numbers, temporary files, hashes.
+# Text that differs between runs of one failure: addresses, process and line numbers, temporary files, hashes.
 _VARYING = (
     (re.compile(r"0x[0-9a-fA-F]+"), "0x…"),
     (re.compile(r"(?:/[\w.+~@-]+)+/(?=[\w.+~@-])"), ""),
@@ -66,7 +66,7 @@ class DamagedIndexError(Exception):
 
 
 def normalized(text: str) -> str:
-    """Return a failure's message without what varies from run to run."""
+    """Return a failure's message without the parts that vary from run to run."""
     for pattern, instead in _VARYING:
         text = pattern.sub(instead, text)
     return text.strip()
@@ -82,14 +82,14 @@ def part_of(stem: str) -> str:
 
 @dataclass(frozen=True)
 class FileState:
-    """A file of records when it was read."""
+    """The state of a records file when it was read."""
 
     size: int
     mtime_ns: int
     ctime_ns: int
     digest: str
     broken: list[str]
-    """A message for each line that is no record."""
+    """A message for each line that is not a record."""
 
     def is_of(self, path: Path) -> bool:
         """Return whether the file has not been touched since."""
@@ -99,7 +99,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an index: its rows, a table in memory or a query of a file, and the files that they come from."""
+    """A part of an index: its rows, in memory or as a query of a file, and the files that they come from."""
 
     rows: pl.LazyFrame
     files: dict[str, FileState]
@@ -117,14 +117,14 @@ class Part:
         with reading_parts():
             footer = json.loads(pl.read_parquet_metadata(path)[_FOOTER])
             if footer["version"] != VERSION:
-                raise ValueError(f"it is of version {footer['version']}, this fpxbench writes {VERSION}")
+                raise ValueError(f"it has version {footer['version']}, but this fpxbench writes {VERSION}")
             return cls(pl.scan_parquet(path, schema=SCHEMA),
                        {name: FileState(**state) for name, state in footer["files"].items()})
 
 
 @contextmanager
 def reading_parts() -> Iterator[None]:
-    """Raise DamagedIndexError for whatever is raised where a file is not as it was written."""
+    """Turn the exceptions of reading a damaged file into DamagedIndexError."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, KeyError, TypeError, ValueError) as error:
@@ -133,9 +133,9 @@ def reading_parts() -> Iterator[None]:
 
 @contextmanager
 def open_index(results: Path, machine: str) -> Iterator[tuple[list[Part], list[str]]]:
-    """Open the index of one machine's records, brought up to date, with a message for each thing that is unreadable.
+    """Open the up-to-date index of one machine's records, with a message for each unreadable line or file.
 
-    Raise DamagedIndexError, here or from `reading_parts`, if a part's rows are damaged: `discard_index` it then.
+    Raise DamagedIndexError, here or from `reading_parts`, if a part's rows are damaged: call `discard_index` then.
     """
     folder, store = results / machine / NAME, Store(results)
     by_part: dict[str, list[Path]] = {}
@@ -153,13 +153,13 @@ def open_index(results: Path, machine: str) -> Iterator[tuple[list[Part], list[s
 
 
 def discard_index(results: Path, machine: str) -> None:
-    """Delete the index: it is rebuilt when it is next opened."""
+    """Delete the index; it is rebuilt when next opened."""
     shutil.rmtree(results / machine / NAME, ignore_errors=True)
 
 
 @contextmanager
 def _locked(folder: Path, troubles: list[str]) -> Iterator[bool]:
-    """Let one process at a time read and change the index. Yield whether it can be written; if not, say so."""
+    """Lock the index. Yield whether it can be written; if not, append the reason to `troubles`."""
     with ExitStack() as stack:
         writable = True
         try:
@@ -173,11 +173,11 @@ def _locked(folder: Path, troubles: list[str]) -> Iterator[bool]:
 
 
 def _unwritable(path: Path, error: OSError) -> str:
-    return f"{path}: {error.strerror or error}; what it lacks is read from the records each time"
+    return f"{path}: {error.strerror or error}; missing rows are read from the records each time"
 
 
 def _updated(path: Path, store: Store, files: list[Path], troubles: list[str], writable: bool) -> Part:
-    """Return a part with what is new or has changed read again, and what is gone forgotten; write it if it changed."""
+    """Return a part with new and changed files read and deleted ones dropped; write it if it changed."""
     part = _opened(path, troubles)
     states: dict[str, FileState] = {}
     read: dict[str, pl.DataFrame] = {}
@@ -208,7 +208,7 @@ def _updated(path: Path, store: Store, files: list[Path], troubles: list[str], w
 
 
 def _opened(path: Path, troubles: list[str]) -> Part:
-    """Return the part, an empty one if there is none or it cannot be used."""
+    """Return the part; an empty one if it is missing or unusable."""
     if path.exists():
         try:
             return Part.open(path)
@@ -218,21 +218,21 @@ def _opened(path: Path, troubles: list[str]) -> Part:
 
 
 def file_state(path: Path) -> FileState:
-    """Return a file of records as it is."""
-    stat = path.stat()      # before it is read: what is appended meanwhile shows as a change
+    """Return the current state of a records file."""
+    stat = path.stat()      # before reading, so that lines appended meanwhile show as a change
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "blake2b").hexdigest()[:32]
     return FileState(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, digest, [])
 
 
 def frame_of(file: str, records: Iterable[Record]) -> pl.DataFrame:
-    """Return the rows of one file's records, oldest first. A case that was measured again counts as it was last."""
+    """Return the rows of one file's records, oldest first; the last record of each case counts."""
     builds: dict[Build, Build] = {}
     summaries: dict[tuple[str, str, str], str] = {}
     rows: dict[tuple[str, str, str, str], tuple] = {}
     for record in records:
         if record.build not in builds:
-            # Not the record's own key: an older fpxbench may have hashed otherwise, or not at all.
+            # Not the record's own key: an older fpxbench may have hashed differently, or not at all.
             builds[record.build] = record.build.model_copy(update={"key": commit_hash(record.build)})
         build, device = builds[record.build], f"{record.machine.device} ({record.machine.arch})"
         case, verdict = record.case, record.verdict
@@ -247,7 +247,7 @@ def frame_of(file: str, records: Iterable[Record]) -> pl.DataFrame:
 
 
 def _metrics(record: Record) -> tuple[float | None, ...]:
-    """Return `METRICS`."""
+    """Return the values of `METRICS`."""
     timing, accuracy, traffic = record.timing, record.accuracy, record.traffic
     return (timing.median_us if timing else None, timing.baseline_us if timing else None, accuracy.relative_error,
             accuracy.sqnr_db, traffic.packed_bytes, traffic.kernels_launched, traffic.peak_bytes)

@@ -76,7 +76,7 @@ def brief_sweeps(store: Store[CastRecord], machine: str, paths: Sequence[Path],
         try:
             write_whole(place, _INDEXES.dump_json(found))
         except OSError as error:
-            troubles.append(f"{place}: {error.strerror or error}; what it lacks is read from the records each time")
+            troubles.append(f"{place}: {error.strerror or error}; missing rows are read from the records each time")
     sweeps = [_sweep(folder_of(path), one.heading, found.snapshots[one.snapshots])
               for path in paths if (one := files[path.name]).heading is not None]
     return sweeps, [line for one in files.values() for line in one.broken], troubles

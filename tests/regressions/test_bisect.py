@@ -91,7 +91,7 @@ def test_another_failure_than_the_one_that_is_looked_for_is_skipped():
 
 def test_by_time_a_build_on_which_the_case_fails_is_skipped():
     found = Runs(17, odd=(14, 15), change=0.1).search("time")
-    assert found.first_bad_tag == TAGS[17] and any("has no time: error" in step.message for step in found.steps)
+    assert found.first_bad_tag == TAGS[17] and any("not timed: error" in step.message for step in found.steps)
 
 
 def test_a_flaky_failure_is_found_by_running_it_often_enough():
@@ -112,9 +112,9 @@ def _fails_at_the_end(seed):
 
 
 def test_ends_that_do_not_differ_are_a_mistake():
-    with pytest.raises(NoDifference, match="no verdict to bisect by"):
+    with pytest.raises(NoDifference, match="no difference in verdicts to bisect"):
         Runs(99).search("verdict")
-    with pytest.raises(NoDifference, match="no change to bisect by"):
+    with pytest.raises(NoDifference, match="no significant change to bisect"):
         Runs(99, change=0.06).search("time")
 
 

@@ -142,7 +142,7 @@ def test_two_machines_of_one_name_are_two_series_and_it_is_said(tmp_path):
     ]
     assert said == [
         "nvidia-h100 is the name of 2 machines: NVIDIA H100 80GB HBM3 (sm_90), NVIDIA H200 (sm_90); each has its own "
-        "series. FPX_MACHINE or --machine gives one another name"
+        "series. Rename one with FPX_MACHINE or --machine"
     ]
 
 
@@ -180,7 +180,7 @@ def test_a_build_whose_version_is_none_is_left_out_and_named(tmp_path):
     )
     found, said = read(tmp_path)
     assert [panel.channel for panel in found] == ["nightly"]
-    assert said == ["'somebodys' is no version, so its records have no place in time: left out"]
+    assert said == ["'somebodys' is not a version, so its records have no place in time: left out"]
 
 
 def test_a_machine_without_records_is_a_mistake_that_names_those_that_have_some(tmp_path):
@@ -268,7 +268,7 @@ def test_where_nothing_can_be_written_every_record_is_read_and_it_is_said(tmp_pa
     for _ in range(2):
         found, said = read(tmp_path)
         assert len(found[0].builds) == 2
-        assert len(said) == 1 and said[0].endswith("what it lacks is read from the records each time")
+        assert len(said) == 1 and said[0].endswith("missing rows are read from the records each time")
     assert len(files_read) == 4
 
 

@@ -188,4 +188,4 @@ def test_where_the_index_cannot_be_written_it_is_said_and_the_report_is_the_same
     nights_of_casts(results, range(1, 3), overflow="nan")
     (results / CPU.name / NAME).mkdir()
     said = build_site(results, tmp_path / "site").troubles
-    assert len(said) == 1 and said[0].endswith("what it lacks is read from the records each time")
+    assert len(said) == 1 and said[0].endswith("missing rows are read from the records each time")

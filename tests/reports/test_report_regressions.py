@@ -344,9 +344,9 @@ def test_a_record_without_a_place_in_time_still_has_its_page(tmp_path: Path) -> 
     Store(tmp_path / "results").append(record(FUSED, machine=GPU,
                                               build=nightly(5).model_copy(update={"torch": "master"})))
     summary = build_site(tmp_path / "results", tmp_path / "site")
-    assert "'master' is no version" in summary.troubles[0]
+    assert "'master' is not a version" in summary.troubles[0]
     assert list((tmp_path / "site").glob("machines/*/master-*/*.html"))
-    assert "&#39;master&#39; is no version" in page(tmp_path / "site", "regressions.html")
+    assert "&#39;master&#39; is not a version" in page(tmp_path / "site", "regressions.html")
     assert len(pages_of(tmp_path / "site" / "builds")) == 2
 
 
