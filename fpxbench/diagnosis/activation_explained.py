@@ -1,5 +1,5 @@
-"""Name what becomes of an activation by the known faults of weights: a quantized activation [M, K] is stored and read
-as a weight is, its tokens the rows."""
+"""Diagnose an activation's quantization with the known faults of weights: a quantized activation [M, K] is stored and
+read like a weight whose rows are tokens."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ from fpxbench.records.kinds import Kind
 
 def explain_activation(rule: ActivationRule, readings: Sequence[Seen], probe: ActivationProbe, rule_is_known: bool,
                        *, seconds: float = math.inf) -> Explanation | None:
-    """Return the fault, made in quantizing by `rule`, that gives every element read: a known one by what it predicts,
-    or what the recovered maps show. None where neither does. The last of `readings` holds every code under scales of 1.
+    """Return the fault in quantizing by `rule` that explains every element read: a known one, or one that the recovered
+    maps show; None if neither explains them. The last of `readings` holds every code under scales of 1.
 
-    If the probe's weight is not known to be read as defined, only what no weight can be the cause of is named; if the
-    rule is one of several that may be meant, no place of a scale is.
+    If the probe's weight is not known to be read as defined, only faults that a weight cannot cause are named. If the
+    rule is not known, misplaced scales are not named.
     seconds : no further experiment begins after this long
     """
     if rule.scale is not None:
@@ -52,7 +52,7 @@ def explain_activation(rule: ActivationRule, readings: Sequence[Seen], probe: Ac
         return known
     try:
         maps = recover_activation(probe, rule, seconds)
-    except Exception as error:      # it refuses that shape
+    except Exception as error:      # the shape is unsupported
         if not is_refusal(error):
             raise
         traceback.print_exc()
@@ -65,7 +65,7 @@ explain_in_a_sweep = partial(explain_activation, seconds=RECOVERY_SECONDS)
 
 
 def _known_fault(rule: ActivationRule, readings: Sequence[Seen]) -> Explanation | None:
-    """Return the known fault that explains all readings; of kind None where several do."""
+    """Return the known fault that explains all readings; kind None if several do."""
     whole = [_readout(rule, seen) for seen in readings]
     fitting, lost = _fitting(whole), 0
     if not fitting:
@@ -82,12 +82,12 @@ def _known_fault(rule: ActivationRule, readings: Sequence[Seen]) -> Explanation 
 
 
 def _shown(maps: RecoveredMaps, weight_is_read: bool, rule_is_known: bool) -> Explanation | None:
-    """Return what recovered maps say is wrong; kind None where it has no name."""
+    """Return the fault that the recovered maps show; kind None if it has no name."""
     found = maps.diagnosis()
     if not rule_is_known and not any(one.name == "blocks" and one.right for one in maps.experiments):
         return None
     if not weight_is_read:
-        # Only an activation's scale can leave an output as it is when all of the activation becomes louder.
+        # Only a missing scale of the activation leaves the output unchanged when the whole activation is scaled up.
         of_all_tokens = maps.blocks is not None and " of row" not in maps.blocks.constant
         if found is None or found.evidence.get("kinds") != [str(Kind.SCALE_MISSING)] or not of_all_tokens:
             return None
@@ -98,7 +98,7 @@ def _shown(maps: RecoveredMaps, weight_is_read: bool, rule_is_known: bool) -> Ex
 
 
 def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
-    """Return the faults that explain all readouts; none where the definition does, since any without a trace would."""
+    """Return the faults that explain all readouts; [] if the definition does, since faults without effect would too."""
     if all(Predictor(readout).explains(()) for readout in readouts):
         return []
     weight = readouts[0].weight
@@ -113,14 +113,14 @@ def _fitting(readouts: Sequence[Readout]) -> list[Faults]:
 
 
 def _largest_quotient(readout: Readout) -> Tensor:
-    """Return the largest magnitude that was read over its scale."""
+    """Return the largest magnitude read, divided by its scale."""
     factors = right_factors(readout)
     quotients = torch.where(factors > 0, readout.seen / factors, 0.0)
     return quotients.where(quotients.isfinite(), 0.0).abs().amax().float()
 
 
 def _other_tables(fmt: NumberFormat) -> Iterator[DecodeFault]:
-    """Yield codes that are read as another format's, of as many bits."""
+    """Yield the faults of codes read as another format of the same width."""
     sibling = fmt.sibling.name if isinstance(fmt, Format) and fmt.sibling is not None else fmt.name
     for other in FORMATS.values():
         if other.bits == fmt.bits and other.name not in (fmt.name, sibling):
@@ -129,13 +129,13 @@ def _other_tables(fmt: NumberFormat) -> Iterator[DecodeFault]:
 
 
 def _without_lost_tokens(seen: Seen) -> Seen:
-    """Return the tokens of which a number was read: one element that is none makes its token none, by 0 times it."""
+    """Return the tokens with any finite reading; a non-finite element makes its whole token NaN (0 * NaN is NaN)."""
     numbers = seen.seen.isfinite().any(dim=1)
     return replace(seen, x=seen.x[numbers], seen=seen.seen[numbers])
 
 
 def _in_reading_scales(scaling: Scaling) -> Iterator[DecodeFault]:
-    """Yield the faults in reading coded block scales, which experiments show where a weight's can be set."""
+    """Yield the faults in reading coded block scales; for weights whose scales can be set, experiments find them."""
     if not scaling.scale_format.coded:
         return
     for one in scale_functions(scaling):
@@ -148,7 +148,7 @@ def _in_reading_scales(scaling: Scaling) -> Iterator[DecodeFault]:
 
 
 def _readout(rule: ActivationRule, seen: Seen) -> Readout:
-    """Return the elements that were read as the weights that were read of a weight, the activation."""
+    """Return the reading of an activation as the readout of a weight."""
     scheme, original = scheme_named(rule.scheme), seen.x.float()
     weight = QuantizedWeight.from_codes(*scheme.quantize(original), scheme, "bytes")
     columns = torch.arange(seen.seen.shape[1], device=original.device)

@@ -1,7 +1,7 @@
 """Recover the maps of an activation's quantizer with the experiments that recover a weight's.
 
-A quantized activation [M, K] is a weight whose tokens are the rows: it is "stored" by giving it to the implementation,
-and read through a weight of ones.
+A quantized activation [M, K] is treated as a weight whose rows are tokens: it is "stored" by passing it to the
+implementation, and read through a weight of ones.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from fpxbench.numbers.weight import QuantizedWeight
 TOKENS, COLUMNS = 128, 512
 """Tiles of scales are 128 tokens high."""
 FEW = 32, 256
-"""Of one scale for all, each value takes a call."""
+"""The shape for a single scale: each value then takes a call."""
 FEWEST_BLOCKS = 6
-"""With fewer blocks along K, faults in their places look alike."""
+"""With fewer blocks along K, misplaced scales cannot be told apart."""
 
 
 class QuantizerAsWeight(Implementation):
-    """The quantizer of an activation, as an implementation that stores weights in a layout of its own."""
+    """An activation's quantizer, as an implementation that stores weights in a private layout."""
 
     name = "activation"
     casts_weight = True
@@ -44,14 +44,14 @@ class QuantizerAsWeight(Implementation):
         if self._read is None or self._read[0] is not weight.held:
             self._read = weight.held, self.probe.see(weight.held).seen
         read = self._read[1]
-        if bool(((x != 0).sum(dim=1) <= 1).all()):      # an infinity stays in its place
+        if bool(((x != 0).sum(dim=1) <= 1).all()):      # one-hot: a product would spread an infinity as NaN
             return (read[:, x.abs().argmax(dim=1)].T * x.double().sum(dim=1, keepdim=True)).to(x.dtype)
         return (x.double() @ read.T).to(x.dtype)
 
 
 def recover_activation(probe: ActivationProbe, rule: ActivationRule, seconds: float) -> RecoveredMaps | None:
-    """Return the maps by which activations are quantized, of codes, scales and places of `rule`; None where they cannot
-    be read. No experiment begins after `seconds`."""
+    """Return the maps of codes, scales and positions by which activations are quantized under `rule`; None if they
+    cannot be read. No experiment begins after `seconds`."""
     scaling = scheme_named(rule.scheme).scaling
     assert scaling is not None      # an activation's rule is quantized
     tokens, columns = FEW if scaling.block_rows is None else (TOKENS, COLUMNS)

@@ -1,4 +1,4 @@
-"""Known ways to take the wrong code for a weight: bits read from the wrong place of a row, as data."""
+"""Known faults in the order of codes, as data: bits read from the wrong position in a row."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.codebook import NumberFormat
 from fpxbench.records.kinds import Kind
 
-# Of 4-bit codes: a bitstream of them is nibbles, low first.
+# For 4-bit codes: their bitstream is nibbles, low first.
 _NEIGHBOURS_IN_A_BYTE = {"nibbles_low_first", "nibbles_high_first", "bitstream"}
 
 
 def code_order_faults(fmt: NumberFormat, layout: str, k: int) -> Iterator[DecodeFault]:
-    """Yield the faults by which bits are taken from the wrong place of a row of `k` codes stored in `layout`."""
+    """Yield the faults that read bits from the wrong position in a row of `k` codes stored in `layout`."""
     k_pad = packing.padded_k(k)
     column = torch.arange(k_pad)
 
@@ -89,8 +89,7 @@ def _read_as(other: str, layout: str, bits: int, k: int) -> Callable[[Tensor, Te
 
 
 def _plane_orders(planes: int) -> list[tuple[int, ...]]:
-    """Return orders of planes to try, the right one left out: all of 2 or 4; of 8 the reversed, the rotated and the
-    pairwise."""
+    """Return the wrong orders of planes to try: all for 2 or 4 planes; reversed, rotated and pairwise for 8."""
     right = tuple(range(planes))
     if planes <= 4:
         return [order for order in permutations(right) if order != right]

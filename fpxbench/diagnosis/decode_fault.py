@@ -1,4 +1,4 @@
-"""A known fault in reading a stored weight: another choice in one of the steps of reading."""
+"""A known fault in reading a stored weight: a wrong choice in one step of reading."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ STEPS = ("codes", "table", "scales", "places", "blocks")
 class DecodeFault:
     """One fault in one step of reading a weight.
 
-    `apply` depends on the step: ``codes``: (codes [N, K_pad], columns [C]) -> the codes [N, C] that are read instead;
-    ``table``: (table [2**bits]) -> the table read by instead; ``scales``: (block scales [N or 1, G], tensor scale [1])
-    -> those that are multiplied by instead; ``places``: (scale grid [N or 1, G]) -> the grid that is read instead;
-    ``blocks``: (scale grid [N or 1, G], columns [C], rows [R]) -> the factors [R or 1, C] that those weights meet
-    instead.
+    `apply` returns the wrong input of the step in place of the right one. ``codes``: (codes [N, K_pad], columns [C]) ->
+    codes [N, C]; ``table``: table [2**bits] -> table; ``scales``: (block scales [N or 1, G], tensor scale [1]) -> both;
+    ``places``: scale grid [N or 1, G] -> grid; ``blocks``: (scale grid [N or 1, G], columns [C], rows [R]) -> factors
+    [R or 1, C] of those weights.
     """
 
     step: str
@@ -28,12 +27,11 @@ class DecodeFault:
     message: str
     apply: Callable
     replaces: bool = False
-    """Ignores its input (another format's table), so it comes first in its step."""
+    """Whether `apply` ignores its input (another format's table): the fault then comes first in its step."""
     claim: Callable | None = None
-    """(table) -> bool: whether the message is true of the table [2**bits] that results, other faults of this step
-    included."""
+    """Table [2**bits] -> whether the message holds for it, after all faults of this step."""
 
 
 def table_claims_hold(faults: Iterable[object], table: Tensor) -> bool:
-    """Return whether the message of every decode fault among `faults` is true of `table` [2**bits]."""
+    """Return whether the message of every decode fault among `faults` holds for `table` [2**bits]."""
     return all(fault.claim(table) for fault in faults if isinstance(fault, DecodeFault) and fault.claim is not None)

@@ -1,13 +1,14 @@
 """Known faults in reading a stored weight, as data: which code is read, what it decodes to, which scale multiplies it.
 
-A weight is read in three steps, and a known fault is another choice in one of them. The weight that results from a
-fault is predicted from this data; `fpxbench.diagnosis.products` compares predictions with the effective weight.
+A weight is read in three steps, and a known fault is a wrong choice in one of them. This data predicts the resulting
+weight; `fpxbench.diagnosis.products` compares predictions with the effective weight.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind, sibling_kind
 
 E4M3_MAXIMA = (448.0, 240.0, 224.0)
-"""What the scale of an E4M3 weight gets divided by: the maximum of FN, of FNUZ, and the half of FN's that some kernels
-keep as headroom on FNUZ hardware."""
+"""Maxima that E4M3 scales are derived from: FN's, FNUZ's, and half of FN's, which some kernels use as headroom on FNUZ
+hardware."""
 
 
 def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
@@ -34,12 +35,12 @@ def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
             *scale_faults(scheme.scaling, scheme.format, n, k)]
 
 
-# What it decodes to.
+# Decode tables.
 
 
 def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | None:
-    """Return kind and message of the fault of `table_faults` that decodes the format's codes to exactly the numbers
-    `read`, or None."""
+    """Return kind and message of the fault in `table_faults` that decodes the format's codes to exactly `read`, or
+    None."""
     fmt = format_named(format_name)
     right, table = decode_table(fmt), torch.tensor([float(number) for number in read])
     for fault in table_faults(fmt):
@@ -49,8 +50,8 @@ def table_fault_named(format_name: str, read: list[str]) -> tuple[Kind, str] | N
 
 
 def table_faults(fmt: NumberFormat) -> Iterator[DecodeFault]:
-    """Yield the faults of codes decoded by another definition than the format's."""
-    if isinstance(fmt, Codebook):       # no field of it is read by another definition
+    """Yield the faults of codes decoded by a definition other than the format's."""
+    if isinstance(fmt, Codebook):       # its codes have no fields to misread
         yield _table(Kind.SIGN_LOST, "negative weights are read as positive", torch.abs)
         return
     yield from _read_as_the_sibling(fmt)
@@ -72,9 +73,7 @@ def table_faults(fmt: NumberFormat) -> Iterator[DecodeFault]:
         yield from _truncated(fmt, codes)
 
 
-def _table(kind: Kind, message: str, apply: Callable[[Tensor], Tensor], replaces: bool = False,
-           claim: Callable[[Tensor], bool] | None = None) -> DecodeFault:
-    return DecodeFault("table", kind, message, apply, replaces, claim)
+_table = partial(DecodeFault, "table")
 
 
 def _read_as(other: Format) -> Callable[[Tensor], Tensor]:
@@ -118,19 +117,19 @@ def _truncated(fmt: Format, codes: Tensor) -> Iterator[DecodeFault]:
         lost = "the lowest mantissa bit is" if dropped == 1 else f"the lowest {dropped} mantissa bits are"
         yield _table(Kind.TRUNCATED, f"{lost} not read", lambda right, keep=keep: torch.where(
             right.isfinite(), right[keep.to(right.device)].copysign(right), right))
-        if fmt.has_nan:  # or it is not there before NaN is looked for
+        if fmt.has_nan:  # or the bits are dropped before the test for NaN
             yield _table(Kind.TRUNCATED, f"{lost} not read",
                          lambda right, low=low: right[(codes & ~low).to(right.device)])
 
 
 def _subnormals(fmt: Format, codes: Tensor) -> Iterator[DecodeFault]:
-    """Yield faults relative to the table that they are applied to, which another fault may have changed already."""
+    """Yield faults relative to the table that they are applied to, which another fault may already have changed."""
     subnormal = is_subnormal(fmt)
     zero = codes & fmt.magnitude_mask == 0
     with_one = 1 + (codes & ((1 << fmt.mantissa_bits) - 1)) / 2**fmt.mantissa_bits
 
     def where(changed: Tensor, instead: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-        """Return a table reader; `instead` takes the table and its smallest normal number."""
+        """Return the change of a table; `instead` takes the table and its smallest normal number."""
         return lambda right: torch.where(changed.to(right.device) & right.isfinite(),
                                          instead(right, right[1 << fmt.mantissa_bits]).float().copysign(right), right)
 
@@ -151,7 +150,7 @@ def _subnormals(fmt: Format, codes: Tensor) -> Iterator[DecodeFault]:
 
 
 def is_subnormal(fmt: NumberFormat) -> Tensor:
-    """Return which codes are subnormal: bool [2**bits]; zero is not. None of an integer format's or a codebook's."""
+    """Return which codes are subnormal, bool [2**bits]: not zero, and none in integer formats and codebooks."""
     if isinstance(fmt, Codebook) or fmt.is_integer:
         return torch.zeros(1 << fmt.bits, dtype=torch.bool)
     magnitude = torch.arange(1 << fmt.bits) & fmt.magnitude_mask
@@ -159,8 +158,7 @@ def is_subnormal(fmt: NumberFormat) -> Tensor:
 
 
 def only_scales_finite_codes(fault: DecodeFault, fmt: NumberFormat) -> bool:
-    """Return whether a fault of the table differs from one factor on everything only in codes that are not finite,
-    which no quantizer stores."""
+    """Return whether a table fault is a constant factor on all finite codes: quantizers store no others."""
     if fault.step != "table":
         return False
     right = decode_table(fmt)
@@ -173,21 +171,17 @@ def _a_nan(fmt: Format) -> int:
     return fmt.nan_code if fmt.nan_code is not None else fmt.magnitude_mask
 
 
-# Which scale it meets.
+# Scales.
 
 
 def scale_faults(scaling: Scaling, fmt: NumberFormat, n: int, k: int) -> Iterator[DecodeFault]:
-    """Yield the faults of scales left out, read by another definition, or taken from the wrong place."""
+    """Yield the faults of scales that are omitted, misread, or read from the wrong position."""
     yield from _scale_values(scaling, fmt)
     yield from _scale_places(scaling, n, k)
 
 
 def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
-    def scales(
-        kind: Kind, message: str, apply: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], replaces: bool = False
-    ) -> DecodeFault:
-        return DecodeFault("scales", kind, message, apply, replaces)
-
+    scales = partial(DecodeFault, "scales")
     yield scales(Kind.SCALE_MISSING, "the scale is not applied",
                  lambda block, tensor: (torch.ones_like(block), torch.ones_like(tensor)), True)
     if scaling.has_tensor_scale:
@@ -214,7 +208,7 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
         )
     if fmt.max in E4M3_MAXIMA:
         for other in E4M3_MAXIMA:
-            # a factor of 2 is a bias's before it is a maximum's
+            # a factor of 2 is attributed to the bias, not to the maximum
             if other != fmt.max and fmt.max / other not in (2.0, 0.5):
                 yield scales(Kind.WRONG_MAX,
                              f"scales are taken from the maximum {other:g}; {fmt.name} reaches {fmt.max:g}",
@@ -222,20 +216,15 @@ def _scale_values(scaling: Scaling, fmt: NumberFormat) -> Iterator[DecodeFault]:
 
 
 def scaled_by(factor: float, scaling: Scaling, fmt: NumberFormat) -> str:
-    """Return the message where every weight, NaN and -0 included, is `factor` times its value: which of several causes
-    it has leaves no trace."""
+    """Return the message for weights that are all `factor` times their value, a fault with several possible causes."""
     if factor not in (2.0, 0.5):
         return f"every weight is {factor:.3g} times its value: a product or a scale that is off by that factor"
     side = "low" if factor < 1 else "high"
     exponent = f", an E8M0 exponent that is read one too {side}" if scaling.scale_format.powers_of_two else ""
-    bias = (
-        f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}"
-        if isinstance(fmt, Format) and not fmt.is_integer
-        else ""
-    )
+    bias = (f", or codes read with bias {fmt.bias + (1 if factor < 1 else -1)}, not {fmt.bias}"
+            if isinstance(fmt, Format) and not fmt.is_integer else "")
     return (
-        f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}"
-    )
+        f"every weight is {factor:g} times its value: a product or a scale that is off by that factor{exponent}{bias}")
 
 
 def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:
@@ -258,10 +247,10 @@ def _scale_places(scaling: Scaling, n: int, k: int) -> Iterator[DecodeFault]:
 
 
 def block_of(columns: Tensor, scaling: Scaling) -> Tensor:
-    """Return the number of the block that each column lies in."""
+    """Return the number of the block of each column."""
     return torch.zeros_like(columns) if scaling.block is None else columns // scaling.block
 
 
 def block_row_of(rows: Tensor, scaling: Scaling) -> Tensor:
-    """Return the row of the grid of scales that each row of the weight has."""
+    """Return the row in the grid of scales for each row of the weight."""
     return torch.zeros_like(rows) if scaling.block_rows is None else rows // scaling.block_rows

@@ -1,4 +1,4 @@
-"""A diagnosis: which fault, in one sentence, with its evidence."""
+"""A diagnosis: the fault, in one sentence, with its evidence."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from fpxbench.records.kinds import Kind
 
 CORRELATED = 0.9
-"""Above this correlation with the right answer an unknown fault is an inaccuracy, below it is gibberish."""
+"""An unknown fault is an inaccuracy above this correlation with the right answer, and gibberish below."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
     """A fault: its kind, one sentence, and the evidence.
 
-    `kind` is None where the status already says all that is certain (a NaN that no known fault explains).
+    `kind` is None if nothing is known beyond the status (a NaN that no known fault explains).
     """
 
     kind: Kind | None
@@ -24,5 +24,5 @@ class Diagnosis:
 
 
 def nearness(likeness: float) -> Kind:
-    """Return the kind of a fault without a name, from the correlation of what was seen with what is right."""
+    """Return the kind of an unknown fault, from the correlation of the result with the right one."""
     return Kind.INACCURATE if likeness > CORRELATED else Kind.GIBBERISH

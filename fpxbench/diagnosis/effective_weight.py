@@ -1,4 +1,4 @@
-"""Read the effective weight of an implementation: its products with one-hot activations are the weight's columns."""
+"""Read an implementation's effective weight: the products with one-hot activations are its columns."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from fpxbench.numbers import packing
 from fpxbench.numbers.weight import QuantizedWeight
 
 MOST_COLUMNS = 64
-"""With one row of activation; up to four times as many with more."""
+"""Columns to read with M = 1; up to four times as many with more rows."""
 PROBE_SECONDS = 20.0
-"""No further columns are read out after this: in an interpreter one product can take a second."""
+"""Reading ends after this long: in an interpreter one product can take a second."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The weight [N, C] that a hypothesis predicts, float64, and the rows [N] in which a NaN may show."""
+    """The weight [N, C] that a hypothesis predicts, float64, and the rows, bool [N], in which NaN may appear."""
 
     weight: Tensor
     tainted: Tensor
 
 
 class WeightsRead:
-    """Rows of a weight as it was read, float64 [R, C], to compare many predictions with."""
+    """Rows of a weight as read, float64 [R, C], to compare with many predictions."""
 
     def __init__(self, seen: Tensor, dtype: torch.dtype, activation_format: str | None) -> None:
         self.seen, self.dtype, self.activation_format = seen, dtype, activation_format
         self.nonfinite = ~seen.isfinite()
 
     def fit(self, predictions: Sequence[Prediction]) -> bool:
-        """Return whether every weight is one of those predicted, within rounding, and at least one number was read."""
+        """Return whether every weight matches one of the predictions, within rounding, and any number was read."""
         right = torch.zeros_like(self.nonfinite)
         numbers_read = False
         for one in predictions:
             tolerance = reference.one_hot_tolerance(one.weight, self.dtype, self.activation_format)
             near = (self.seen - one.weight).abs() <= tolerance
             if len(predictions) == 1 and not bool((near | self.nonfinite).all()):
-                return False        # as most are, which is told in a few operations
+                return False        # a cheap test that rejects most predictions
             lost = ~one.weight.isfinite() | (one.weight.abs() > torch.finfo(self.dtype).max)
             right |= torch.where(lost, self.nonfinite, near | (self.nonfinite & one.tainted[:, None]))
             numbers_read |= bool((near | lost).any())
@@ -57,8 +57,8 @@ class WeightsRead:
 class Readout:
     """Products with one-hot activations: column `columns[i]` of the effective weight is ``seen[:, i]``, float64 [N, C].
 
-    weight : the codes and scales that are stored; where they cannot be seen, those that the scheme makes of `original`
-    original : the float weight [N, K] that was quantized, where what became of it cannot be seen
+    weight : the stored codes and scales; if they are hidden, those that the scheme makes of `original`
+    original : the float weight [N, K] that was quantized, if its codes are hidden
     """
 
     weight: QuantizedWeight
@@ -69,12 +69,11 @@ class Readout:
     activation_format: str | None = None
     original: Tensor | None = None
     ties_decided: bool = True
-    """Whether a quotient by a power of two is exact; not where a scale that cannot be seen may be the number beside it.
-    """
+    """Whether a quotient by a power of two is exact; not if the hidden scale may be a neighbouring number."""
 
     def fits(self, predicted: Prediction | Sequence[Prediction], rows: Tensor | None = None) -> bool:
-        """Return whether every weight read, on `rows` (all), is one of those predicted, within rounding, and at least
-        one number was read."""
+        """Return whether every weight read on `rows` (all) matches one of the predictions, within rounding, and any
+        number was read."""
         return self.on(rows).fit([predicted] if isinstance(predicted, Prediction) else predicted)
 
     def on(self, rows: Tensor | None = None) -> WeightsRead:
@@ -92,7 +91,7 @@ class Readout:
         return self.described(row, i)
 
     def described(self, row: int, i: int) -> dict[str, Any]:
-        """Return row `row` of the `i`-th column read, with its code."""
+        """Describe the weight in row `row` of the `i`-th column read, with its code."""
         column = int(self.columns[i])
         found = {"row": row, "column": column, "read_as": repr(float(self.seen[row, i])),
                  "stored": repr(float(self.definition.weight[row, i]))}
@@ -104,16 +103,10 @@ class Readout:
         return correlation(self.seen, self.definition.weight)
 
 
-def read_out(
-    implementation: Implementation,
-    operands: Operands,
-    columns: Iterable[int] = (),
-    *,
-    seconds: float = PROBE_SECONDS,
-    every: bool = False,
-) -> Readout | None:
-    """Return columns of the effective weight: `columns` and as many more as its speed allows, or `every` one; None for
-    M = 0."""
+def read_out(implementation: Implementation, operands: Operands, columns: Iterable[int] = (), *,
+             seconds: float = PROBE_SECONDS, every: bool = False) -> Readout | None:
+    """Read `columns` of the effective weight and a selection of others within `seconds`, or `every` column; return None
+    for M = 0."""
     case, weight = operands.case, operands.weight
     if case.m == 0:
         return None
@@ -123,19 +116,13 @@ def read_out(
     read_columns = torch.tensor(wanted[:read.shape[1]], device=read.device)
     decoded = operands.decoded
     definition = Prediction(decoded[:, read_columns].double(), ~decoded.isfinite().all(dim=1))
-    return Readout(
-        weight,
-        read_columns,
-        read,
-        definition,
-        inputs.ACTIVATION_DTYPES[case.activation],
-        implementation.activation_format_under(weight.scheme),
-    )
+    return Readout(weight, read_columns, read, definition, inputs.ACTIVATION_DTYPES[case.activation],
+                   implementation.activation_format_under(weight.scheme))
 
 
 def _columns_worth_reading(weight: QuantizedWeight, m: int, first: Iterable[int]) -> list[int]:
-    """Return all columns if they are few; else `first`, those that hold the rare codes, both sides of the places where
-    layouts and blocks change, and an even spread."""
+    """Return all columns if they are few; else `first`, columns with rare codes, columns on both sides of layout and
+    block boundaries, and an even spread."""
     k = weight.shape[1]
     most = MOST_COLUMNS * min(m, 4)
     if k <= most:

@@ -1,7 +1,6 @@
-"""Known faults in storing a weight, as data: how a value becomes a code, and how a block gets its scale.
+"""Known faults in storing a weight, as data: in encoding values, and in choosing scales.
 
-`fpxbench.diagnosis.products` compares the codes and scales that an implementation stored with what each of these would
-store.
+`fpxbench.diagnosis.stored` compares stored codes and scales with those of each fault.
 """
 
 from __future__ import annotations
@@ -23,51 +22,52 @@ from fpxbench.numbers.tensor_codec import Overflow, Rounding, decode_table, enco
 from fpxbench.records.kinds import Kind, sibling_kind
 
 Divide = Callable[[Tensor], Tensor]
-"""A weight [N, K] over its scales, fp32 [N, K]."""
+"""Divides a weight [N, K] by its scales, fp32 [N, K]."""
 
 TIE_NUDGE = 2.0**-21
 QUOTIENT_SLACK = 2.0**-22
-"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint: not a fault. By twice
-as much where a tensor scale t is a second factor: w * ((1 / t) / s) is five roundings away from w / (s * t)."""
+"""w * (1 / s) may differ from w / s by this much, and then round to the other side of a midpoint, which is not a fault.
+Twice as much with a tensor scale t: w * ((1 / t) / s) is five roundings away from w / (s * t)."""
 
 
 def quotient_slack(scales: Scales, scheme: Scheme, n: int, k: int) -> Tensor:
-    """Return how far, relatively, a right quotient of each weight may lie from w / s: fp32 [N, K].
+    """Return the allowed relative deviation of each weight's quotient from w / s: fp32 [N, K].
 
-    Not at all where the block's scale and the tensor scale are powers of two: every way to divide is exact there, and a
-    tie is a tie. Halfway between two values of a codebook there is no fp32 number, and so no tie.
+    It is 0 if the block's scale and the tensor scale are powers of two: every way to divide is then exact, and a tie is
+    a tie. A codebook has no ties, since the midpoint between two of its values is not an fp32 number.
     """
     scaling, fmt = scheme.scaling, scheme.format
     inexact = torch.frexp(scaling.factors(scales)).mantissa != 0.5
-    if scales.tensor_scale is not None:     # two scales may be divided by one after the other
+    if scales.tensor_scale is not None:     # weights may be divided by the two scales one after the other
         inexact |= torch.frexp(scales.tensor_scale).mantissa != 0.5
     least = fmt.threshold_error if isinstance(fmt, Codebook) else 0.0
     return scaling.spread((inexact * largest_slack(scaling)).clamp_min(least), n, k)
 
 
 def largest_slack(scaling: Scaling) -> float:
-    """Return how far, relatively, a right quotient may lie from w / s under scales of any value."""
+    """Return the largest allowed relative deviation of a quotient from w / s, under any scale."""
     return QUOTIENT_SLACK * (2 if scaling.has_tensor_scale else 1)
 
 
 def nudges(slack: Tensor) -> tuple[float | Tensor, ...]:
-    """Return what a quotient may be off by, relatively: nothing, and `slack` to either side where it is not all 0."""
+    """Return the relative deviations of a quotient to try: 0, and `slack` to either side unless it is all 0."""
     return (0.0, -slack, slack) if bool(slack.any()) else (0.0,)
 
 
 @dataclass(frozen=True)
 class EncodeFault:
-    """One fault in turning a weight into codes: what it changes of the steps that lead there.
+    """One fault in turning a weight into codes, as changes of the encoder's steps.
 
-    `before` changes the weight [N, K], `values` the same over its scales; `target`, `rounding` and `overflow` are what
-    they are encoded to and how; `codes` takes the codes and the values that they were made from, and gives those
-    stored.
+    before : weight [N, K] -> weight
+    values : weight over its scales [N, K] -> the same
+    target, rounding, overflow : format, rounding and overflow of the encoding, if not the right ones
+    codes : (codes, values that they were encoded from) -> stored codes
     """
 
     kind: Kind
     message: str
     scales: Callable[[Scales], Scales] | None = None
-    """Other scales than the right ones, by which the weight is then divided and multiplied."""
+    """Right scales -> wrong scales, by which the weight is then divided and multiplied."""
     before: Callable[[Tensor], Tensor] | None = None
     values: Callable[[Tensor], Tensor] | None = None
     target: Format | None = None
@@ -75,14 +75,14 @@ class EncodeFault:
     overflow: Overflow | None = None
     codes: Callable[[Tensor, Tensor], Tensor] | None = None
     divisors: Callable[[Tensor, Tensor], Tensor] | None = None
-    """(factors of the stored scales, [R, G], each block's largest magnitude over the format's, [R, G]) -> what weights
-    are divided by instead of the former, by which they are multiplied."""
+    """(factors of the stored scales [R, G], each block's amax / max [R, G]) -> what weights are divided by, instead of
+    the factors that multiply them."""
 
     def can_be_made_with(self, other: EncodeFault) -> bool:
-        """Return whether both can be made at once: one choice of scales, one target, one rounding, one overflow."""
+        """Return whether both faults can occur at once: they must not set the same step."""
         exclusive = (("scales", "scales"), ("divisors", "divisors"), ("rounding", "rounding"), ("target", "target"),
                      ("overflow", "overflow"),
-                     ("target", "overflow"), ("overflow", "target"))    # a target has an overflow of its own
+                     ("target", "overflow"), ("overflow", "target"))    # a target has its own overflow
         return all(getattr(self, mine) is None or getattr(other, its) is None for mine, its in exclusive)
 
 
@@ -108,12 +108,11 @@ _ROUNDINGS = {
     "to_odd": (Kind.INACCURATE, "codes are rounded to odd, not to the nearest"),
     "nearest_away": (Kind.TIES_AWAY, "halfway values are rounded away from zero, not to the even code"),
 }
-"""The message for each rounding that is not the scheme's. Stochastic rounding stores other codes each time."""
+"""The message for each wrong rounding. Stochastic rounding is missing, since it stores different codes each time."""
 
 
 def encode_faults(fmt: NumberFormat, layout: str, k: int, largest_stored: int) -> Iterator[EncodeFault]:
-    """Yield every known fault of an encoder to `fmt`; `largest_stored` is the largest magnitude code that it did
-    store."""
+    """Yield every known fault of an encoder to `fmt`; `largest_stored` is the code of the largest stored magnitude."""
     for rounding in Rounding:
         if rounding.value in _ROUNDINGS and isinstance(fmt, Format):
             yield EncodeFault(*_ROUNDINGS[rounding.value], rounding=rounding)
@@ -151,7 +150,7 @@ def _double_roundings(fmt: NumberFormat) -> Iterator[EncodeFault]:
 
 
 def _range_faults(fmt: NumberFormat, largest_stored: int) -> Iterator[EncodeFault]:
-    """Yield what else may be stored for values past the maximum."""
+    """Yield faults in storing values past the maximum."""
     for has, kind, what, overflow in ((fmt.has_nan, Kind.OVERFLOW_NAN, "NaN", Overflow.NAN),
                                       (fmt.has_infinity, Kind.OVERFLOW_INF, "infinity", Overflow.INFINITY)):
         if has:
@@ -177,7 +176,7 @@ def _subnormal_faults(fmt: Format) -> Iterator[EncodeFault]:
 
 
 def _tie_faults() -> Iterator[EncodeFault]:
-    """Yield roundings of halfway values to another neighbour than the even one: the least nudge decides them."""
+    """Yield roundings of halfway values to a neighbour that is not the even one, as a tiny nudge before rounding."""
     for towards, nudged in (("toward zero", lambda values: values * (1 - TIE_NUDGE)),
                             ("up, toward infinity", lambda values: values + values.abs() * TIE_NUDGE),
                             ("down, toward minus infinity", lambda values: values - values.abs() * TIE_NUDGE)):
@@ -186,8 +185,8 @@ def _tie_faults() -> Iterator[EncodeFault]:
 
 
 def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeFault]:
-    """Yield the known faults in choosing a scale, for codes that are made and read under it."""
-    numbers = not scaling.scale_format.coded        # stored as they are, not as codes
+    """Yield the known faults in choosing a scale, under which codes are then made and read."""
+    numbers = not scaling.scale_format.coded        # stored as numbers, not as codes
     yield from _other_divisors(scaling)
     for other in (*E4M3_MAXIMA, fmt.max + 1) if fmt.is_integer else E4M3_MAXIMA:
         if numbers and (fmt.max in E4M3_MAXIMA or fmt.is_integer) and other != fmt.max:
@@ -208,7 +207,7 @@ def scale_choice_faults(fmt: NumberFormat, scaling: Scaling) -> Iterator[EncodeF
 
 
 def _other_divisors(scaling: Scaling) -> Iterator[EncodeFault]:
-    """Yield faults in what weights are divided by, where they are multiplied by their own scale."""
+    """Yield faults in what weights are divided by, while they are multiplied by the right scale."""
     stored = scaling.scale_format
     if not stored.powers_of_two and (stored.coded or stored.bits == 16):
         yield EncodeFault(Kind.SCALE_ROUNDED_LATE, "codes are made under scales that are rounded only afterwards, when"
@@ -232,8 +231,8 @@ def _moved(codes: Tensor, apply: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
 
 
 def same_number(codes: Tensor, fmt: NumberFormat) -> Tensor:
-    """Return codes with -0 written as +0, where the format has a -0, and with one NaN for all: which of them is stored
-    makes no difference. A codebook's values have one code each, the first."""
+    """Return codes in canonical form: +0 for -0 (if the format has it), one code for all NaNs, and the first code of a
+    repeated codebook value."""
     if isinstance(fmt, Codebook):
         first = dict(fmt.ascending())
         same = [first.get(fmt.value(code), code) for code in range(1 << fmt.bits)]

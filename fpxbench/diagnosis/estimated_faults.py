@@ -1,5 +1,5 @@
-"""Faults of an encoder that have a number, which is estimated from what was read: the maximum that scales are taken
-from, and from where on values are rounded up."""
+"""Faults of an encoder with a parameter that is estimated from the readouts: the maximum that scales are derived from,
+and the threshold from which values are rounded up."""
 
 from __future__ import annotations
 
@@ -17,20 +17,19 @@ from fpxbench.records.kinds import Kind
 
 _NEAR_ONE = _NEAR_KNOWN = 2.0**-6
 _ENOUGH = 4096
-"""Numbers by which a factor is estimated."""
+"""How many numbers to estimate a factor from."""
 
 
 def estimated_faults(readouts: Sequence[Readout]) -> Iterator[EncodeFault]:
-    """Yield the faults by which weights whose codes cannot be seen were stored, as far as `readouts` tell their number;
-    the last one is of every code, under scales of 1."""
+    """Yield the faults in storing weights with hidden codes, their parameters estimated from `readouts`; the last
+    readout holds every code under scales of 1."""
     if isinstance(readouts[0].weight.scheme.format, Format):
         yield from _other_maximum(readouts[-1])
         yield from _rounding_threshold(readouts)
 
 
 def _rounding_threshold(readouts: Sequence[Readout]) -> Iterator[EncodeFault]:
-    """Yield a rounding away from zero from another part of the way between two numbers on than its half, where the
-    readouts tell such a part."""
+    """Yield a rounding away from zero with a threshold other than the midpoint, if the readouts determine one."""
     fmt = readouts[0].weight.scheme.format
     assert fmt is not None
     numbers = decode_table(fmt, readouts[0].seen.device).double().abs()
@@ -52,7 +51,7 @@ def _rounding_threshold(readouts: Sequence[Readout]) -> Iterator[EncodeFault]:
         first_up = min([first_up, *part[inside & nearer_high].tolist()])
         last_down = max([last_down, *part[inside & ~nearer_high].tolist()])
     middle = (first_up + last_down) / 2
-    # Away from zero, to the nearest, toward zero: `encode_faults` has them, and a weight may have no value in between.
+    # Thresholds 0, 0.5 and 1 are in `encode_faults`, and a weight may have no value near the threshold.
     if not last_down <= first_up + _NEAR_KNOWN / 16 or min(abs(middle - known) for known in (0, 0.5, 1)) < _NEAR_KNOWN:
         return
 
@@ -67,8 +66,8 @@ def _rounding_threshold(readouts: Sequence[Readout]) -> Iterator[EncodeFault]:
 
 
 def _other_maximum(codes: Readout) -> Iterator[EncodeFault]:
-    """Yield scales that are taken from another maximum than the format's, which the numbers that are read tell: they
-    are multiples of the smallest."""
+    """Yield scales derived from a maximum other than the format's, estimated from the ratio of the numbers read to the
+    format's."""
     fmt, scaling = codes.weight.scheme.format, codes.weight.scheme.scaling
     assert fmt is not None and scaling is not None
     read = codes.seen[codes.seen.isfinite() & (codes.seen > 0)]
@@ -78,7 +77,7 @@ def _other_maximum(codes: Readout) -> Iterator[EncodeFault]:
     numbers = numbers[numbers.isfinite() & (numbers > 0)].sort().values
     ratio = float(read.amin() / numbers[0])
     read = read[:: max(1, read.numel() // _ENOUGH)]
-    for _ in range(2):      # all numbers tell it more exactly than the smallest
+    for _ in range(2):      # all numbers give a better estimate than the smallest alone
         held = numbers[(numbers[:, None] - read / ratio).abs().argmin(dim=0)]
         ratio = float((read * held).sum() / held.square().sum())
     if abs(ratio - 1) < _NEAR_ONE:
@@ -90,7 +89,7 @@ def _other_maximum(codes: Readout) -> Iterator[EncodeFault]:
 
 
 def right_factors(readout: Readout) -> Tensor:
-    """Return the right scale of each weight that was read, float64 [N, C]."""
+    """Return the right scale of each weight read, float64 [N, C]."""
     scaling, weight = readout.weight.scheme.scaling, readout.weight
     assert scaling is not None
     return scaling.spread(scaling.factors(weight.stored_scales), *weight.shape)[:, readout.columns].double()

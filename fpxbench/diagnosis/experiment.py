@@ -16,16 +16,16 @@ class Difference(BaseModel):
 
 
 class Experiment(BaseModel):
-    """What one experiment recovered: the decode table, the scale factors, the block map, or the order of codes.
+    """The result of one experiment: on the decode table, the scale factors, the block map, or the order of codes.
 
-    `right` is None where the experiment could not be made or showed nothing; the message then says why.
+    `right` is None if the experiment was impossible or inconclusive; the message then says why.
     """
 
     name: str
     right: bool | None
     message: str
     tried: int = 0
-    """How many codes, scales or weights."""
+    """How many codes, scales or weights were tried."""
     kinds: list[Kind] = []
-    """The known faults that this experiment alone shows."""
+    """The known faults that this experiment shows by itself."""
     differences: list[Difference] = []

@@ -1,8 +1,8 @@
-"""Name the fault of a wrong grouped product: which expert's weight did each row meet?
+"""Diagnose a wrong grouped product: which expert's weight multiplied each row?
 
-Each row is compared with its product by every expert's weight. If every wrong row is right for another expert, the rule
-is looked for: boundaries some rows off, experts exchanged, experts without rows not counted. If not, one expert's
-product is diagnosed as that of a single weight (`fpxbench.diagnosis.products`).
+Each row is compared with its products by every expert's weight. If every wrong row is right for another expert, known
+rules are tried: shifted boundaries, exchanged experts, experts without rows not counted. Otherwise one expert's product
+is diagnosed like a product of a single weight (`fpxbench.diagnosis.products`).
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 
 MOST_OUTPUTS = 64
-"""Output columns that rows are compared in: more than enough to tell experts apart."""
+"""Number of output columns to compare rows in: more than enough to tell experts apart."""
 MOST_ROWS_OFF = 8
 _ROUTINGS = 4
-"""Routings that are drawn to tell rules apart that explain one routing alike."""
+"""Number of further routings to draw if several rules explain one routing."""
 
 
 def diagnose_experts(examination: Examination, inner: Implementation,
                      prepare_one: Callable[[Implementation, int], Operands], expert: int | None = None,
                      columns: Iterable[int] = ()) -> Diagnosis:
-    """Name the fault of the grouped product that the operands have last drawn.
+    """Diagnose the grouped product of the operands' last draw.
 
-    inner : the implementation, whose grouped product `examination.implementation` is
-    prepare_one : the operands of one expert's weight [N, K] alone, for an implementation that multiplies by it
-    expert, columns : where a single weight is known to be read wrongly
+    inner : the implementation whose grouped product is `examination.implementation`
+    prepare_one : (implementation, expert) -> operands of that expert's weight [N, K] alone
+    expert, columns : where a single weight is known to be misread
     """
     operands = examination.operands
     assert isinstance(operands, ExpertOperands)
@@ -66,7 +66,7 @@ def diagnose_experts(examination: Examination, inner: Implementation,
 
 
 def _wrong_in_large_numbers(examination: Examination, seen: _Seen) -> Diagnosis | None:
-    """Return the diagnosis if rows of an expert are wrong, and right where it has but two of them; None else."""
+    """Return the diagnosis if rows of an expert are wrong, but right if it has only two of them; else None."""
     operands = examination.operands
     assert isinstance(operands, ExpertOperands)
     if not bool(seen.wrong.any()):
@@ -88,12 +88,12 @@ def _wrong_in_large_numbers(examination: Examination, seen: _Seen) -> Diagnosis 
 
 
 class _Seen:
-    """Which experts' weights each row of one grouped product met.
+    """The experts whose weights explain each row of one grouped product.
 
     x : the rows, [T, K]
     own : the expert of each row, int64 [T]
-    met : whether a row is right for an expert's weight, bool [E, T]; of a row of zeros, for each
-    wrong : rows that are not right for their own, bool [T]
+    met : whether a row is right for an expert's weight, bool [E, T]; a row of zeros is right for all
+    wrong : rows that are not right for their own expert, bool [T]
     """
 
     def __init__(self, examination: Examination, x: Tensor) -> None:
@@ -114,24 +114,24 @@ class _Seen:
         self.evidence = {"rows_wrong": int(self.wrong.sum()), "rows": len(x)}
 
     def _owners(self, ends: list[int] | Tensor) -> Tensor:
-        """Return each row's expert under these ends of the experts' rows, int64 [T]."""
+        """Return each row's expert, int64 [T], if the experts' rows have these ends."""
         ends = torch.as_tensor(ends, device=self.rows.device).clamp(0, len(self.rows))
         return torch.searchsorted(ends, self.rows, right=True).clamp(max=len(ends) - 1)
 
     def _explains(self, taken: Tensor) -> bool:
-        """Return whether every row is right for the weight of expert `taken` [T]."""
+        """Return whether every row is right for the weight of its expert in `taken` [T]."""
         return bool(self.met[taken, self.rows].all())
 
     @property
     def explained(self) -> bool:
-        """Whether some row is wrong, and each such row is right for another expert."""
+        """Whether some rows are wrong, and each of them is right for another expert."""
         return bool(self.wrong.any()) and bool(self.others.all())
 
     def by_a_rule(self, examination: Examination) -> Diagnosis:
-        """Return by which rule rows meet other experts' weights, where each row meets one.
+        """Return the rule by which rows meet other experts' weights, given that each row meets one.
 
-        Under one routing two rules may be the same: experts that are not counted, and rows that begin one late. Other
-        routings tell them apart.
+        Two rules may explain one routing, such as uncounted experts and rows that begin one late; other routings tell
+        them apart.
         """
         found = self.rules()
         _, m, routing = self.operands.drawn
@@ -152,7 +152,7 @@ class _Seen:
         return [found for found in known if found is not None]
 
     def partly_by_a_rule(self) -> Diagnosis | None:
-        """Return which experts are exchanged, where other rows meet no expert's weight; None where none is."""
+        """Return which experts are exchanged while other rows meet no expert's weight; None if none are."""
         exchanged = self._exchanged() if bool(self.others.any()) else None
         if exchanged is None:
             return None
@@ -194,7 +194,7 @@ class _Seen:
         return None
 
     def _exchanged(self) -> str | None:
-        """Return which experts take the place of which, if all rows of an expert meet the same other one; else None."""
+        """Return which experts are exchanged, if all rows of an expert meet the same other one; else None."""
         pairs = []
         for expert in self.own[self.wrong].unique().tolist():
             if bool((self.met[expert] & (self.own == expert)).any()):

@@ -27,17 +27,16 @@ Faults = tuple[DecodeFault | EncodeFault, ...]
 T = TypeVar("T")
 
 FEW_ROWS, SOME_ROWS = 12, 128
-"""A hypothesis is tried on so many rows first, and only if it fits them on more, and on all."""
+"""A hypothesis is tried on this many rows first, and if it fits them on more, then on all."""
 _AT_ONCE = 1 << 22
 SHAPED_STEPS = frozenset({"places", "blocks"})
-"""Of faults, those that are made for one shape of the weight."""
+"""Steps whose faults depend on the shape of the weight."""
 
 
 def explanations(
     readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], most: int = 2
 ) -> list[Faults]:
-    """Return the sets of known faults, as small as can be, that explain every readout; none where more than `most` at
-    once would be needed, or one that is not known."""
+    """Return the smallest sets of known faults that explain every readout; [] if none of up to `most` faults does."""
     predictors = [Predictor(readout) for readout in readouts]
     places = [None if each.weight.shape == readouts[0].weight.shape else _scale_faults_by_name(each.weight)
               for each in readouts]
@@ -57,14 +56,14 @@ def explanations(
 
 
 def _scale_faults_by_name(weight: QuantizedWeight) -> dict[tuple[str, str], DecodeFault]:
-    """Return the faults in where a scale is taken from, as they are on `weight`, by step and message without shapes."""
+    """Return (step, message without shapes) -> fault, for the misplaced scales of `weight`."""
     return {_name(fault): fault
             for fault in scale_faults(weight.scheme.scaling, weight.scheme.format, *weight.shape)
             if fault.step in SHAPED_STEPS}
 
 
 def _on_another_shape(faults: Faults, there: dict[tuple[str, str], DecodeFault]) -> Faults | None:
-    """Return the faults for the shape that `there` is of; None if one of them cannot be there."""
+    """Return the faults for the shape of `there`; None if one of them is impossible there."""
     found = [there.get(_name(fault)) if isinstance(fault, DecodeFault) and fault.step in SHAPED_STEPS else fault
              for fault in faults]
     return None if None in found else tuple(fault for fault in found if fault is not None)
@@ -79,7 +78,7 @@ def singly(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:
 
 
 def in_pairs(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:
-    """Yield faults two at once. Of the same step, one is made on what the other leaves, in either order."""
+    """Yield pairs of faults. Two of the same step are applied one after the other, in either order."""
     for a, b in combinations(known, 2):
         if isinstance(a, EncodeFault) and isinstance(b, EncodeFault):
             if a.can_be_made_with(b):
@@ -93,7 +92,7 @@ def in_pairs(known: Sequence[DecodeFault | EncodeFault]) -> Iterator[Faults]:
 
 
 class Predictor:
-    """What a readout would have shown under faults in storing and reading."""
+    """Predicts a readout under faults in storing and reading."""
 
     def __init__(self, readout: Readout) -> None:
         self.readout, self.weight = readout, readout.weight
@@ -103,11 +102,11 @@ class Predictor:
         self.all_rows = torch.arange(n, device=self.device)
         self._shared: dict[tuple[str, Faults], Any] = {}
         self._few: Tensor | None = None
-        """The rows that every hypothesis is tried on first."""
+        """The rows on which every hypothesis is tried first."""
 
     @cached_property
     def screens(self) -> tuple[Tensor, Tensor]:
-        """A few rows, some of them wrong; and some more."""
+        """A few rows, including wrong ones; and more rows, evenly spread."""
         n = len(self.all_rows)
         spread = torch.linspace(0, n - 1, min(n, SOME_ROWS), device=self.device).round().long().unique()
         wrong = self.readout.wrong().any(dim=1).nonzero().reshape(-1)
@@ -120,8 +119,7 @@ class Predictor:
         return self.readout.on(self.screens[0])
 
     def explains(self, faults: Faults) -> bool:
-        """Return whether `faults` predict every weight read, and their messages are true of the table that they
-        give."""
+        """Return whether `faults` predict every weight read, and their messages hold for the resulting table."""
         few, spread = self.screens
         self._few = few
         if not self._table(faults)[-1] or not self._few_read.fit(self._predictions(faults, few)):
@@ -131,7 +129,7 @@ class Predictor:
                    for rows in (spread, *self.all_rows.split(chunk)))
 
     def predict(self, faults: Faults, rows: Tensor | None = None) -> Prediction:
-        """Return the weight read on `rows` (all), every quotient rounded as the definition rounds it."""
+        """Return the predicted weight on `rows` (all), with every quotient rounded as defined."""
         return self._predictions(faults, self.all_rows if rows is None else rows)[0]
 
     @cached_property
@@ -139,15 +137,15 @@ class Predictor:
         return pad(self.weight.codes(), (0, packing.padded_k(self.k) - self.k))
 
     def _predictions(self, faults: Faults, rows: Tensor) -> list[Prediction]:
-        """Return the predictions under `faults`; more than one where the readout is of a weight that was encoded
-        unseen: a quotient beside a midpoint may have been rounded to either side."""
+        """Return the predictions under `faults`; several for a weight with hidden codes, since a quotient beside a
+        midpoint may have been rounded to either side."""
         table, nonfinite, _ = self._table(faults)
         factors = self._factors(faults, rows)
         return [Prediction(table[codes] * factors, nonfinite[whole].any(dim=1))      # 0 * NaN is NaN
                 for whole, codes in self._codes(faults, rows)]
 
     def _share(self, what: str, faults: Faults, make: Callable[[], T], rows: Tensor | None = None) -> T:
-        """Return what `make` gives under `faults`, of one step, on `rows`: kept where many hypotheses share it."""
+        """Return ``make()``, cached by `faults` if many hypotheses share it: single faults, on the first rows."""
         if len(faults) > 1 or rows is not None and rows is not self._few:
             return make()
         if (what, faults) not in self._shared:
@@ -155,21 +153,20 @@ class Predictor:
         return self._shared[what, faults]
 
     def _table(self, faults: Faults) -> tuple[Tensor, Tensor, bool]:
-        """Return the decode table, float64 [2**bits], which codes it has no number for, and whether the messages of
-        `faults` are true of it."""
+        """Return the decode table, float64 [2**bits], which of its entries are not finite, and whether the messages of
+        `faults` hold for it."""
         def make() -> tuple[Tensor, Tensor, bool]:
             table = table_under(of_table, self.table)
             return table.double(), ~table.isfinite(), table_claims_hold(of_table, table)
 
-        of_table = tuple(_of_step(faults, "table"))
+        of_table = of_step(faults, "table")
         return self._share("table", of_table, make)
 
     def _factors(self, faults: Faults, rows: Tensor) -> Tensor:
-        """Return what the codes are multiplied by, float64 [rows or 1, C]."""
+        """Return the factors of the codes, float64 [rows or 1, C]."""
         of_scales = tuple(
-            one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places"))
-        )
-        of_blocks = tuple(_of_step(faults, "blocks"))
+            one for one in faults if (one.scales if isinstance(one, EncodeFault) else one.step in ("scales", "places")))
+        of_blocks = of_step(faults, "blocks")
 
         def make() -> Tensor:
             grid = self._share("grid", of_scales, lambda: grid_under(of_scales, self.weight))
@@ -178,11 +175,9 @@ class Predictor:
         return self._share("factors", of_scales + of_blocks, make, rows)
 
     def _codes(self, faults: Faults, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Return the codes that are read, int32: of whole rows [rows, K], and those in the readout's columns [rows, C].
-        """
-        storing = tuple(one for one in faults if isinstance(one, EncodeFault)) if self.readout.original is not None \
-            else ()
-        of_codes = tuple(_of_step(faults, "codes"))
+        """Return the codes read, int32: of whole rows [rows, K], and in the readout's columns [rows, C]."""
+        storing = tuple(one for one in faults if isinstance(one, EncodeFault) and self.readout.original is not None)
+        of_codes = of_step(faults, "codes")
 
         def read(codes: Tensor) -> tuple[Tensor, Tensor]:
             for fault in of_codes:
@@ -208,47 +203,44 @@ class Predictor:
         slack = quotient_slack(weight.stored_scales, weight.scheme, *weight.shape)[rows]
         if not self.readout.ties_decided:
             slack = torch.full_like(slack, largest_slack(scaling))
-        if any(one.kind is Kind.TIES_NOT_EVEN for one in storing):      # what a nudge makes of no tie may be undone
+        if any(one.kind is Kind.TIES_NOT_EVEN for one in storing):      # the slack must exceed the fault's own nudge
             slack = torch.where(slack > 0, slack + TIE_NUDGE, 0.0)
         for nudge in nudges(slack):
-            codes = encoded(
-                self.readout.original[rows],
-                lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
-                weight.scheme.format,
-                storing,
-            )
+            codes = encoded(self.readout.original[rows],
+                            lambda w, nudge=nudge: torch.where(factors > 0, w / factors, 0.0) * (1 + nudge),
+                            weight.scheme.format, storing)
             yield pad(codes, (0, packing.padded_k(self.k) - self.k))
 
 
 def table_under(faults: Faults, table: Tensor) -> Tensor:
-    """Return the decode table [2**bits] as it is read."""
-    for fault in _of_step(faults, "table"):
+    """Return the decode table [2**bits] under `faults`."""
+    for fault in of_step(faults, "table"):
         table = fault.apply(table)
     return table
 
 
 def grid_under(faults: Faults, weight: QuantizedWeight) -> Tensor:
-    """Return the scale of each block as it is read, fp32 [N or 1, G]."""
+    """Return each block's scale as read under `faults`, fp32 [N or 1, G]."""
     weight = scaled_under(faults, weight)
     block, tensor = weight.scheme.scaling.levels(weight.stored_scales)
-    for fault in _of_step(faults, "scales"):
+    for fault in of_step(faults, "scales"):
         block, tensor = fault.apply(block, tensor)
     grid = block * tensor
-    for fault in _of_step(faults, "places"):
+    for fault in of_step(faults, "places"):
         grid = fault.apply(grid)
     return grid
 
 
 def factors_in(grid: Tensor, faults: Faults, scaling: Scaling, columns: Tensor, rows: Tensor | None = None) -> Tensor:
-    """Return what the codes in `columns` of `rows` (all) are multiplied by, fp32 [rows or 1, C]."""
+    """Return the factors of the codes in `columns` of `rows` (all) under `faults`, fp32 [rows or 1, C]."""
     rows = torch.arange(grid.shape[0] * (scaling.block_rows or 1), device=grid.device) if rows is None else rows
-    for fault in _of_step(faults, "blocks"):
+    for fault in of_step(faults, "blocks"):
         return fault.apply(grid, columns, rows)
     return grid[block_row_of(rows, scaling)][:, block_of(columns, scaling)]
 
 
 def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
-    """Return `weight` with the scales that an encoder with these faults chooses."""
+    """Return `weight` with the scales that an encoder with `faults` chooses."""
     for fault in faults:
         if isinstance(fault, EncodeFault) and fault.scales is not None:
             chosen = fault.scales(Scales(weight.scales, weight.tensor_scale))
@@ -256,9 +248,10 @@ def scaled_under(faults: Faults, weight: QuantizedWeight) -> QuantizedWeight:
     return weight
 
 
-def _of_step(faults: Faults, step: str) -> list[DecodeFault]:
+def of_step(faults: Faults, step: str) -> tuple[DecodeFault, ...]:
+    """Return the faults in one step of reading."""
     assert step in STEPS
-    return [one for one in faults if isinstance(one, DecodeFault) and one.step == step]
+    return tuple(one for one in faults if isinstance(one, DecodeFault) and one.step == step)
 
 
 def kinds_of(fitting: list[Faults]) -> set[frozenset[Kind]]:

@@ -1,7 +1,7 @@
-"""Describe a map between positions of a grid by its structure: which rule gives the source of each position.
+"""Describe a map between positions of a grid by the rule that gives the source of each position.
 
 The maps come from experiments: the scale that multiplies a block, the code that is read for a weight. A description is
-checked against every known position before it is returned, so it never contradicts the map that it describes.
+returned only if it holds for every known position.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 TILES = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 _FEWEST_POSITIONS = 32
-"""Of 4 positions every permutation is linear in their bits, of 8 one in thirty."""
+"""Every permutation of 4 positions is linear in their bits, and one in thirty of 8."""
 Rule = tuple[str, Callable[[Tensor], Tensor]]
-"""A text with ``{i}`` for the position, and the function that it describes: int64 positions -> int64 sources."""
+"""Text with ``{i}`` for the position, and the function that it describes: int64 positions -> int64 sources."""
 
 
 @dataclass(frozen=True)
 class IndexMap:
     """The source of each position of a grid [R, C], int64; -1 where it is unknown.
 
-    row_name, column_name : what positions are called in descriptions: ``row`` and ``block``
+    row_name, column_name : names of the axes in descriptions: ``row`` and ``block``
     """
 
     rows: Tensor
@@ -49,7 +49,7 @@ class IndexMap:
         return self.known & ((self.rows != r) | (self.columns != c))
 
     def rows_moved(self) -> Tensor | None:
-        """Return the source row of each row, int64 [R], where whole rows are moved and columns stay; None otherwise."""
+        """Return the source row of each row, int64 [R], if only whole rows are moved; else None."""
         _, c = self._own()
         return _one_axis(self.rows, self.known) if bool((self.columns == c)[self.known].all()) else None
 
@@ -60,7 +60,7 @@ class IndexMap:
         return len(flat.unique()) == len(flat)
 
     def describe(self) -> str | None:
-        """Return the rule of the map as one clause, true of every known position; None where no simple rule fits."""
+        """Return the rule of the map as one clause; None if no simple rule holds for every known position."""
         separate = self._describe_axes()
         if separate is not None:
             return separate
@@ -75,14 +75,11 @@ class IndexMap:
         return bool(self.moved.any()) and bool(((self.rows == c) & (self.columns == r))[self.known].all())
 
     def _own(self) -> tuple[Tensor, Tensor]:
-        size_r, size_c = self.rows.shape
-        return torch.arange(size_r)[:, None].expand(size_r, size_c), torch.arange(size_c)[None, :].expand(
-            size_r, size_c
-        )
+        shape = self.rows.shape
+        return torch.arange(shape[0])[:, None].expand(shape), torch.arange(shape[1])[None, :].expand(shape)
 
     def _describe_axes(self) -> str | None:
-        """Return the rules of a map whose source row depends on the row alone, and its source column on the column
-        alone."""
+        """Return the rules of a map whose source row depends only on the row, and its source column on the column."""
         of_rows, of_columns = _one_axis(self.rows, self.known), _one_axis(self.columns.T, self.known.T)
         if of_rows is None or of_columns is None:
             return None
@@ -97,7 +94,7 @@ class IndexMap:
         return "; ".join(parts) or None
 
     def _describe_flat(self) -> str | None:
-        """Return the rule of a map that is one of flat positions, as memory is walked."""
+        """Return the rule of a map in terms of flat positions, in memory order."""
         size_r, size_c = self.rows.shape
         if size_r == 1 or size_c == 1:
             return None
@@ -113,8 +110,8 @@ class IndexMap:
 
 
 def axis_rule(source: Tensor) -> str | None:
-    """Return the rule of a map along one axis, int64 [L] with -1 where unknown, with ``{i}`` for the position; None if
-    none fits."""
+    """Return the rule of a map along one axis, int64 [L] with -1 where unknown, as text with ``{i}`` for the position;
+    None if none fits."""
     known = source >= 0
     if not bool(known.any()):
         return None
@@ -165,7 +162,7 @@ def _axis_rules(source: Tensor, known: Tensor) -> Iterator[Rule]:
 
 
 def _tile_rules(source: Tensor, known: Tensor) -> Iterator[Rule]:
-    """Yield rules that move positions within tiles of one size, every tile alike."""
+    """Yield rules that move positions within tiles of one size, in the same way in every tile."""
     size = len(source)
     for tile in dict.fromkeys((*TILES, size)):
         if tile > size or tile < 2:
@@ -193,24 +190,19 @@ def _within_tile(tile: int) -> Iterator[Rule]:
     for stride in range(2, tile):
         if tile % stride == 0:
             groups = tile // stride
-            yield (
-                f"{groups} * ({{i}} mod {stride}) + ({{i}} mod {tile}) div {stride}{of_its}"
-                if tile > stride * 1
-                else "",
-                lambda i, stride=stride, groups=groups: (
-                    i // tile * tile + groups * (i % tile % stride) + i % tile // stride
-                ),
-            )
+            yield (f"{groups} * ({{i}} mod {stride}) + ({{i}} mod {tile}) div {stride}{of_its}",
+                   lambda i, stride=stride, groups=groups:
+                   i // tile * tile + groups * (i % tile % stride) + i % tile // stride)
     for step in range(1, tile):
         yield f"({{i}} + {step}) mod {tile}{of_its}", lambda i, step=step: i // tile * tile + (i + step) % tile
 
 
 def bit_rule(source: Tensor) -> str | None:
-    """Return which bits of a position give the bits of its source: each is one of them, or the xor of several, or the
-    opposite; None where that is not so, or where too few positions are known to tell.
+    """Return the rule of an affine map over GF(2): each bit of the source is the xor of some bits of the position,
+    possibly inverted. None if the map is not of this form, or too few positions are known.
 
-    That is a linear map over GF(2) with a constant: xor swizzles, transposes and interleaves of powers of two, reversed
-    bits, Gray codes. `source` is int64 [L], -1 where unknown.
+    This covers xor swizzles, transposes and interleaves of powers of two, reversed bits, and Gray codes. `source` is
+    int64 [L], -1 where unknown.
     """
     bits = max(2, (len(source) - 1).bit_length())
     known = source >= 0
@@ -225,15 +217,15 @@ def bit_rule(source: Tensor) -> str | None:
         return None
     taken = [[bit for bit, image in enumerate(images) if (image ^ constant) >> at & 1] for at in range(bits)]
     if any(len(of) != 1 for of in taken) and (len(source) < _FEWEST_POSITIONS or int(known.sum()) < 3 * len(units)):
-        return None     # so few positions are permuted by chance in such a way
+        return None     # with so few positions, a random permutation may have this form
     text = ", ".join(("not " if constant >> at & 1 else "") + (" xor ".join(map(str, of)) if of else "none")
                      for at, of in enumerate(taken))
     return f"bits 0 to {bits - 1} taken from bits {text}"
 
 
 def _one_axis(source: Tensor, known: Tensor) -> Tensor | None:
-    """Return the source of each row, int64 [R], if all known columns of a row have the same one; -1 for a row without
-    any."""
+    """Return the source of each row, int64 [R], if all known columns of each row have the same one, else None; -1 for a
+    row without known columns."""
     low = torch.where(known, source, torch.iinfo(torch.int64).max).amin(dim=1)
     high = source.amax(dim=1)
     if not bool((low == high)[known.any(dim=1)].all()):

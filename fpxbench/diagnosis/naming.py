@@ -1,4 +1,4 @@
-"""Name what readouts of the effective weight and recovered maps show, or say that it cannot be named."""
+"""Name the fault that readouts of the effective weight and recovered maps show."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 FEW_WEIGHTS = 16
-"""Up to this many wrong weights are listed one by one."""
+"""Up to this many wrong weights are listed individually."""
 
 
 def name_reading(
     readouts: Sequence[Readout], known: Sequence[DecodeFault | EncodeFault], maps: RecoveredMaps | None
 ) -> Diagnosis | None:
-    """Return the fault in reading: a known one, or two, that explains every readout and contradicts no recovered map;
-    else what the maps show. None where neither names one."""
+    """Return the fault in reading: one or two known faults that explain every readout and contradict no recovered map;
+    else the fault that the maps show. None if neither names one."""
     first = readouts[0]
     if all(bool((one.seen == 0).all()) for one in readouts):
         return Diagnosis(nearness(first.correlation()), "every weight reads as zero",
                          {"gain": "0.0", "weights_read": first.seen.numel()})
     by_maps = maps.diagnosis() if maps is not None else None
     if by_maps is not None and all(Predictor(readout).explains(()) for readout in readouts):
-        return by_maps      # these weights show nothing, and any fault without a trace in them would fit
+        return by_maps      # these weights are right, so any fault without effect on them would fit
     numbers_read = any(bool(one.seen.isfinite().any()) for one in readouts)
     fitting = explanations(readouts, known)
     if fitting and not numbers_read:
@@ -45,9 +45,9 @@ def name_reading(
         return named(agreeing, first)
     if not fitting and (factor := off_by_one_factor(readouts)) is not None:
         more = by_maps is not None and {Kind.SCALED} < set(by_maps.evidence.get("kinds", ()))
-        return by_maps if more else factor      # codes that these weights lack are misread as well
+        return by_maps if more else factor      # codes that these weights lack are misread too
     if by_maps is not None and by_maps.kind is Kind.SCALED and not _few_factors(first):
-        # The table is read at one place. One factor there need not be that of every weight, and is not here.
+        # The table is read at one place, and the factor there is not the factor of every weight.
         return Diagnosis(
             nearness(first.correlation()),
             "no one factor explains every weight: the place at which experiments read shows one, and other weights show"
@@ -67,8 +67,8 @@ def name_reading(
 
 
 def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
-    """Return the diagnosis where each of `fitting` explains all readouts: one or two kinds by name, or that they cannot
-    be distinguished."""
+    """Return the diagnosis if each of `fitting` explains all readouts: the fault or faults if all agree on the kinds,
+    or that they cannot be distinguished."""
     evidence: dict[str, Any] = {"weights_read": readout.seen.numel(), "columns_read": len(readout.columns)}
     if bool(readout.wrong().any()):
         evidence["example"] = readout.example()
@@ -90,7 +90,7 @@ def named(fitting: list[Faults], readout: Readout) -> Diagnosis:
 
 
 def _few_factors(readout: Readout) -> bool:
-    """Return whether weights are off by a handful of factors, and not each by its own."""
+    """Return whether weights are off by a handful of distinct factors."""
     right, seen = readout.definition.weight, readout.seen
     countable = right.isfinite() & seen.isfinite() & (right != 0) & (seen != 0)
     octaves = (seen[countable] / right[countable]).abs().log2()
@@ -115,8 +115,8 @@ def off_by_one_factor(readouts: Sequence[Readout]) -> Diagnosis | None:
 
 
 def another_table(readout: Readout) -> Diagnosis | None:
-    """Return the diagnosis of a decode table that no known fault gives: each code is read as one number, but not its
-    own."""
+    """Return the diagnosis of a decode table that no known fault gives: each code is always read as the same number,
+    but some as a wrong one. None if codes are not read consistently."""
     weight = readout.weight
     if not weight.has_codes:
         return None
@@ -143,19 +143,13 @@ def another_table(readout: Readout) -> Diagnosis | None:
     right = decode_table(fmt, read.device).double()
     middle = (high + low) / 2
     wrong = (present & ~((middle - right).abs() <= slack)).cpu()
-    if not bool(wrong.any()) or int(counts.cpu()[wrong].max()) < 2:    # seen once, it may be the place that is misread
+    if not bool(wrong.any()) or int(counts.cpu()[wrong].max()) < 2:    # seen once, its position may be at fault
         return None
     numbers = wrong.nonzero().reshape(-1).tolist()
-    listed = [
-        f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}"
-        for code in numbers[:8]
-    ]
-    evidence = {
-        "codes_misread": len(numbers),
-        "codes_seen": int(present.sum()),
-        "misread": listed,
-        "example": readout.example(),
-    }
+    listed = [f"{fmt.describe_code(code)} as {float(middle[code]):.6g} instead of {float(right[code]):.6g}"
+              for code in numbers[:8]]
+    evidence = {"codes_misread": len(numbers), "codes_seen": int(present.sum()), "misread": listed,
+                "example": readout.example()}
     if not bool((wrong & ~is_subnormal(fmt)).any()):
         return Diagnosis(Kind.SUBNORMAL_WRONG, f"{len(numbers)} subnormal codes are misread: {listed[0]}", evidence)
     return Diagnosis(
@@ -166,7 +160,7 @@ def another_table(readout: Readout) -> Diagnosis | None:
 
 
 def single_weights(readout: Readout) -> Diagnosis | None:
-    """Return a few weights among many, wherever they stand."""
+    """Return the diagnosis of a few scattered wrong weights among many; None if they are more."""
     wrong = readout.wrong()
     found = wrong.nonzero()
     if not 0 < len(found) <= FEW_WEIGHTS or len(found) * 1000 > wrong.numel():

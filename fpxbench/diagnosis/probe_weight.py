@@ -1,4 +1,4 @@
-"""Make a weight on which faults differ, to be multiplied in the place of a case's own."""
+"""Make a probe weight, on which faults can be told apart, to replace a case's own weight."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ from fpxbench.workloads import WeightContents
 
 
 def probe_operands(implementation: Implementation, operands: Operands) -> Operands:
-    """Return the same case with a probe weight, on which faults differ: any finite code anywhere, under scales that all
-    differ from their neighbours'. An implementation that keeps tensors of its own beside the codes is given a weight to
-    quantize instead, of all the numbers of the format. Codes that a known fault reads as NaN or infinity stay in every
-    eighth row, and those that are NaN or infinity in every sixteenth, or no output would be finite (0 * NaN is NaN)."""
+    """Return the same case with a probe weight: random finite codes, under scales that differ from their neighbours.
+
+    An implementation that keeps its own tensors beside the codes quantizes a weight of all the format's numbers
+    instead. Codes that a known fault reads as NaN or infinity occur only in every eighth row, and NaN and infinity
+    themselves in every sixteenth, so that other outputs stay finite (0 * NaN is NaN).
+    """
     weight, case = operands.weight, operands.case
     if weight.extra:
         original = inputs.make_weight(case, operands.seed, operands.device, WeightContents.CODES)
@@ -48,10 +50,10 @@ def probe_operands(implementation: Implementation, operands: Operands) -> Operan
 
 
 def _probe_scales(weight: QuantizedWeight, rng: torch.Generator) -> Tensor:
-    """Return other scales in place of `weight`'s, near 1/16 and random: each is unlike those beside it."""
+    """Return random scales near 1/16 in place of `weight`'s."""
     shape = weight.scales.shape
     exponent = torch.randint(-7, 0, shape, generator=rng)
     scales = torch.ldexp(torch.randint(8, 16, shape, generator=rng) / 8, exponent)
-    if weight.scheme.scaling.has_tensor_scale:      # it is small, and stays
+    if weight.scheme.scaling.has_tensor_scale:      # the tensor scale is small, and is kept
         scales *= 256
     return weight.scheme.scaling.scale_format.encode(scales).to(weight.device)

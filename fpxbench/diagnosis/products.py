@@ -1,9 +1,9 @@
-"""Name the fault of a wrong product from what the implementation computes, without reading its source.
+"""Diagnose a wrong product from the implementation's outputs alone, without its source.
 
-Products with one-hot activations are columns of the effective weight. Each known fault
-(`fpxbench.diagnosis.decode_faults`) predicts that weight. A fault is named if its prediction matches every weight read
-where the definition does not; if several match, or none, the diagnosis says so. `fpxbench.diagnosis.stored` does the
-same for stored codes and scales.
+Products with one-hot activations are columns of the effective weight, which each known fault
+(`fpxbench.diagnosis.decode_faults`) predicts. A fault is named if its prediction matches every weight read and the
+definition's does not; if several match, or none, the diagnosis says so. `fpxbench.diagnosis.stored` does the same for
+stored codes and scales.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from fpxbench.numbers import packing
 from fpxbench.records.kinds import Kind
 
 RECOVERY_SECONDS = 10.0
-"""Experiments on a wrong product of a sweep end after about this long; `fpxbench inspect` has no such limit."""
+"""Time limit for experiments on a wrong product of a sweep; `fpxbench inspect` has none."""
 LARGER = 96, 416
-"""A weight of at least so many rows and columns, where faults look the same on a smaller one."""
+"""Least rows and columns of the weight for faults that look the same on a smaller one."""
 _BF16_ROUNDOFF = 2.0**-8
 RECOVERY_M = 64
-"""Rows of an activation with which experiments read so many columns at once."""
+"""Activation rows in experiments: the number of columns read per call."""
 
 
 def diagnose_product(implementation: Implementation, operands: Operands, columns: Iterable[int] = ()) -> Diagnosis:
-    """Name the fault of an implementation whose product is wrong or not finite, on the case's own weight and shape.
+    """Diagnose an implementation whose product is wrong or not finite, on the case's own weight and shape.
 
-    `columns` are known to hold a wrong weight, and are read among others.
+    `columns` are known to hold wrong weights, and are read first.
     """
     try:
         x = operands.activation("diagnosis")
@@ -56,18 +56,14 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
             return diagnose_sums(implementation, operands, x, y, expected)
         if readout.fits(readout.definition) and len(readout.columns) < operands.case.k \
                 and not implementation.slow(operands.device):
-            every = read_out(implementation, operands, every=True)      # the fault may be in a column not read yet
+            every = read_out(implementation, operands, every=True)      # the fault may be in an unread column
             readout = every if every is not None else readout
         if readout.fits(readout.definition):
             return diagnose_sums(implementation, operands, x, y, expected, readout)
         maps = _recovered(implementation, operands)
-        found = (
-            _named(readout, implementation, operands, maps)
-            or off_by_one_factor([readout])
-            or another_table(readout)
-            or single_weights(readout)
-            or _part_of_the_output(implementation, operands, y, expected, readout)
-        )
+        found = (_named(readout, implementation, operands, maps) or off_by_one_factor([readout])
+                 or another_table(readout) or single_weights(readout)
+                 or _part_of_the_output(implementation, operands, y, expected, readout))
         return _with_maps(found, maps, operands)
     except ContractViolation as violation:
         return Diagnosis(violation.verdict.kind, violation.verdict.summary)
@@ -77,8 +73,8 @@ def diagnose_product(implementation: Implementation, operands: Operands, columns
 
 
 def _recovered(implementation: Implementation, operands: Operands) -> RecoveredMaps | None:
-    """Return the maps of an implementation whose product is wrong, on the case's shape or a smaller one; None where a
-    call takes long, or a weight of other codes or scales makes it raise."""
+    """Return the maps of an implementation whose product is wrong, on the case's shape or a smaller one; None if calls
+    are slow, or if it raises for a weight with other codes or scales."""
     if implementation.slow(operands.device):
         return None
     case = small_case(operands.case)
@@ -88,7 +84,7 @@ def _recovered(implementation: Implementation, operands: Operands) -> RecoveredM
         return RecoveredMaps(Bench(implementation, case, operands.device, operands.seed), RECOVERY_SECONDS)
     except ContractViolation:
         return None
-    except Exception:   # it refuses another M or shape than the case's; the case's own readout is still judged
+    except Exception:   # another M or shape than the case's is unsupported; the case's own readout is still judged
         traceback.print_exc()
         return None
 
@@ -97,7 +93,7 @@ def _named(
     readout: Readout, implementation: Implementation, operands: Operands, maps: RecoveredMaps | None
 ) -> Diagnosis | None:
     """Return the fault that explains the readouts of this weight and of a probe weight, and agrees with the recovered
-    maps; where several do, a diagnosis that lists them; None where none does."""
+    maps; if several do, a diagnosis that lists them; None if none does."""
     if not readout.weight.has_codes:
         return maps.diagnosis() if maps is not None else None
     known = decode_faults(readout.weight)
@@ -121,7 +117,7 @@ def _named(
 
 
 def _transposed(readouts: list[Readout | None]) -> Diagnosis | None:
-    """Return the diagnosis of square weights that are read as their transposes: codes alone, or with their scales."""
+    """Return the diagnosis of square weights that are read transposed, with or without their scales; else None."""
     given = [one for one in readouts if one is not None]
     if any(one.weight.shape[0] != one.weight.shape[1] for one in given):
         return None
@@ -142,8 +138,7 @@ def _transposed(readouts: list[Readout | None]) -> Diagnosis | None:
 
 
 def on_a_larger_weight(found: Diagnosis, implementation: Implementation, operands: Operands) -> Diagnosis | None:
-    """Return the diagnosis of `found`'s faults that a larger weight shows, on which they differ; None if it shows none
-    of them."""
+    """Return which of `found`'s indistinguishable faults a larger weight shows; None if it shows none of them."""
     case = operands.case
     n, k = max(case.n, LARGER[0]), max(case.k, LARGER[1])
     if (n, k) == (case.n, case.k):
@@ -157,7 +152,7 @@ def on_a_larger_weight(found: Diagnosis, implementation: Implementation, operand
 
 
 def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands) -> Diagnosis:
-    """Add what the recovered maps say to a diagnosis that names no fault of them."""
+    """Add the recovered maps to a diagnosis without a known fault."""
     if maps is None or "gain" in found.evidence or found.kind not in (Kind.INACCURATE, Kind.GIBBERISH, None):
         return found
     tried = maps.bench.case
@@ -171,18 +166,15 @@ def _with_maps(found: Diagnosis, maps: RecoveredMaps | None, operands: Operands)
     return replace(found, message=found.message + more, evidence=evidence)
 
 
-# No known fault: locate what is wrong.
+# No known fault: locate the wrong part.
 
 
 def _part_of_the_output(implementation: Implementation, operands: Operands, y: Tensor, expected: reference.Reference,
                         readout: Readout) -> Diagnosis:
-    """Locate weights that are wrong in a way that no known fault explains."""
+    """Locate wrong weights that no known fault explains."""
     wrong = readout.wrong()
-    evidence: dict[str, Any] = {
-        "weights_read": wrong.numel(),
-        "weights_wrong": int(wrong.sum()),
-        "example": readout.example(),
-    }
+    evidence: dict[str, Any] = {"weights_read": wrong.numel(), "weights_wrong": int(wrong.sum()),
+                                "example": readout.example()}
     right = readout.definition.weight
     coarser = coarser_outputs(y)
     rounding = 2 * _BF16_ROUNDOFF * right.abs() + torch.finfo(readout.dtype).smallest_normal
@@ -194,10 +186,8 @@ def _part_of_the_output(implementation: Implementation, operands: Operands, y: T
         elsewhere = bool((wrong & ~bad).any())
         if len(rows) == operands.case.n:
             return Diagnosis(
-                None,
-                f"{int(bad.sum())} of {bad.numel()} weights, in every output column, read as NaN or infinity",
-                evidence,
-            )
+                None, f"{int(bad.sum())} of {bad.numel()} weights, in every output column, read as NaN or infinity",
+                evidence)
         return Diagnosis(
             None,
             f"{counted('output column', rows, operands.case.n)} {'is' if len(rows) == 1 else 'are'} not finite;"

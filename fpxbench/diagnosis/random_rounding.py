@@ -1,7 +1,7 @@
-"""Test whether stored codes were rounded at random, and whether without bias.
+"""Test whether stored codes were rounded stochastically, and without bias.
 
-A value between two numbers of a format goes up with a probability that is its place between them. The test counts how
-many did in each eighth of that interval, for values of either sign.
+A value between two numbers of a format is rounded up with a probability equal to its relative position between them.
+The test counts how many were rounded up in each eighth of that interval, for each sign.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fpxbench.numbers.weight import QuantizedWeight
 
 BINS = 8
 LOG_FALSE_ALARM = math.log(2e11)
-"""-ln of the chance that an unbiased rounding exceeds its bound in one bin (Bernstein's inequality)."""
+"""-ln of the probability that an unbiased rounding exceeds its bound in one bin (Bernstein's inequality)."""
 FEWEST, FEWEST_OF_A_BIN = 64, 8
-"""Values of a weight, and of a bin, from which it shows whether they go both ways."""
+"""Fewest values in a weight, and in a bin, for the test."""
 
 
 @dataclass(frozen=True)
 class RandomRounding:
-    """What was counted, float64 [2, 8], negative values first: the shares that went up and that should have, and the
-    difference over its bound."""
+    """Shares of values that were and should have been rounded up, and the difference over its bound: float64 [2, 8],
+    negative values first."""
 
     seen: Tensor
     wanted: Tensor
@@ -36,15 +36,15 @@ class RandomRounding:
         return bool((self.excess.abs() <= 1).all())
 
     def message(self) -> str:
-        """Return the bin that is furthest off, as text."""
+        """Describe the bin that is furthest off."""
         sign, at = divmod(int(self.excess.abs().argmax()), BINS)
         return (f"{'positive' if sign else 'negative'} values at {float(self.wanted[sign, at]):.0%} of the way between"
                 f" two numbers go up in {float(self.seen[sign, at]):.0%} of cases")
 
 
 def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding | None:
-    """Return the counts of a weight [N, K] whose codes are each one of the two neighbours of its value, at random; None
-    where they are not, or values are too few to tell."""
+    """Return the counts of a weight [N, K] whose codes were rounded stochastically; None if they were not, or if there
+    are too few values."""
     scheme = weight.scheme
     quotient = scheme.scaling.divide(original.float(), weight.stored_scales).double()
     numbers = decode_table(scheme.format, quotient.device).double()
@@ -56,7 +56,7 @@ def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding
     place = (quotient - low) / (high - low)
     if not bool(((stored == low) | (stored == high))[inside].all()):
         return None
-    # Beside a number, fp32's rounding of the quotient decides.
+    # Very near a number, fp32's rounding of the quotient decides.
     inside &= (place > 2.0**-10) & (place < 1 - 2.0**-10)
     up, place, sign = (stored == high)[inside], place[inside], (quotient[inside] > 0).long()
     index = sign * BINS + (place * BINS).long().clamp(max=BINS - 1)
@@ -74,7 +74,7 @@ def random_rounding(original: Tensor, weight: QuantizedWeight) -> RandomRounding
 
 
 def _differs_for_equal_values(values: Tensor, up: Tensor) -> bool:
-    """Return whether the same value went up here and down there: no function of the value does."""
+    """Return whether equal values were rounded both up and down, which a deterministic rounding cannot do."""
     _, group, count = values.unique(return_inverse=True, return_counts=True)
     ups = torch.zeros(len(count), dtype=torch.float64, device=values.device).scatter_add(0, group, up.double())
     repeated = count > 1
@@ -82,14 +82,15 @@ def _differs_for_equal_values(values: Tensor, up: Tensor) -> bool:
 
 
 def _goes_both_ways(ups: Tensor, count: Tensor) -> bool:
-    """Return whether values far from the middle between two numbers go either way: a rounding to nearest sends all of
-    them to the nearer one, and a directed one all to the same side."""
+    """Return whether values far from the midpoint are rounded both ways: rounding to nearest sends all of them to the
+    nearer number, and directed rounding all to the same side."""
     place = torch.arange(2 * BINS, device=count.device) % BINS
     far = ((place == 1) | (place == 2) | (place == BINS - 3) | (place == BINS - 2)) & (count >= FEWEST_OF_A_BIN)
     return int(far.sum()) >= BINS // 2 and int(((ups > 0) & (ups < count))[far].sum()) >= 0.75 * int(far.sum())
 
 
 def biased_rounding(original: Tensor, weight: QuantizedWeight) -> str | None:
-    """Return where codes that were rounded at random are biased; None if they are not, or were not rounded so."""
+    """Describe the bias of stochastically rounded codes; None if they are unbiased, or were not rounded stochastically.
+    """
     found = random_rounding(original, weight)
     return None if found is None or found.unbiased else f"values are rounded at random with a bias: {found.message()}"

@@ -1,6 +1,6 @@
-"""Known faults in what a stored scale multiplies by, as data: functions from a scale's bits and value to its factor.
+"""Known faults in the factor of a stored scale, as data: functions from a scale's bits and value to its factor.
 
-A recovered map (scale -> factor) is compared with each; where none fits, `describe_factors` states its structure.
+A recovered map (scale -> factor) is compared with each; if none fits, `describe_factors` describes its structure.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 _FEWEST_RIGHT = 8
-"""A range of scales is one that a narrower type holds if it has more than so many."""
+"""Fewest right scales in a range that indicates a narrower type."""
 Agree = Callable[[Tensor, Tensor], Tensor]
-"""(recovered factors, predicted factors) -> bool, where they are equal within rounding."""
+"""(recovered factors, predicted factors) -> bool tensor: where they are equal within rounding."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class ScaleFunction:
     message: str
     factor: Callable[[Tensor | None, Tensor], Tensor]
     besides: Kind | None = None
-    """The kind of a second fault that `message` also states."""
+    """The kind of a second fault that `message` includes."""
 
     @property
     def kinds(self) -> list[Kind]:
@@ -42,12 +42,12 @@ class ScaleFunction:
 
 
 def stored_format(scaling: Scaling) -> Format | None:
-    """Return the format in which block scales are stored, None for fp32."""
+    """Return the format of stored block scales; None for fp32."""
     return scaling.scale_format.format if scaling.scale_format.coded else None
 
 
 def scale_functions(scaling: Scaling) -> Iterator[ScaleFunction]:
-    """Yield every known fault in reading the block scales of `scaling`, the simplest first."""
+    """Yield every known fault in reading the block scales of `scaling`, simplest first."""
     fmt = stored_format(scaling)
     yield ScaleFunction(
         Kind.SCALE_MISSING, "the scale is not applied: every factor is 1", lambda codes, values: torch.ones_like(values)
@@ -87,17 +87,15 @@ def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
         yield ScaleFunction(Kind.SCALE_MISREAD,
                             "the exponent is read as a signed byte: code c multiplies by 2^c, c from -128 to 127",
                             lambda codes, values: torch.exp2(_signed(codes)))
-        shifted = values_by_shift
         yield ScaleFunction(
             Kind.SCALE_ENDS_LOST,
             "E8M0 is decoded by a shift into fp32's exponent: code 0 multiplies by 0 and code 255 by infinity,"
             " not by 2^-127 and NaN",
-            lambda codes, values: shifted(codes, values, zero=True, top=True),
-        )
+            lambda codes, values: torch.where(codes == 0, 0.0, torch.where(codes == 255, torch.inf, values)))
         yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 0 multiplies by 0, not by 2^-127",
-                            lambda codes, values: shifted(codes, values, zero=True))
+                            lambda codes, values: torch.where(codes == 0, 0.0, values))
         yield ScaleFunction(Kind.SCALE_ENDS_LOST, "code 255 multiplies by infinity, not by NaN",
-                            lambda codes, values: shifted(codes, values, top=True))
+                            lambda codes, values: torch.where(codes == 255, torch.inf, values))
     else:
         yield from _subnormal_codes(fmt)
     if fmt.nan_code is not None:
@@ -107,28 +105,15 @@ def _of_codes(fmt: Format) -> Iterator[ScaleFunction]:
             yield ScaleFunction(Kind.SCALE_ENDS_LOST, f"the NaN code 0x{fmt.nan_code:02x} {text}",
                                 lambda codes, values, past=past: torch.where(values.isnan(), past, values))
     for other in _other_formats(fmt):
-        kind = (
-            Kind.FN_AS_FNUZ
-            if fmt.specials == "fn" and other.specials == "fnuz" and other.bias == fmt.bias + 1
-            else Kind.SCALE_MISREAD
-        )
-        yield ScaleFunction(
-            kind,
-            f"scale codes are read as {other.name}; they are {fmt.name}",
-            lambda codes, values, other=other: decode_table(other, codes.device).double()[
-                codes & ((1 << other.bits) - 1)
-            ],
-        )
-
-
-def values_by_shift(codes: Tensor, values: Tensor, *, zero: bool = False, top: bool = False) -> Tensor:
-    """Return E8M0's values with code 0 read as 0, or code 255 as infinity."""
-    values = torch.where(codes == 0, 0.0, values) if zero else values
-    return torch.where(codes == 255, torch.inf, values) if top else values
+        fnuz = fmt.specials == "fn" and other.specials == "fnuz" and other.bias == fmt.bias + 1
+        yield ScaleFunction(Kind.FN_AS_FNUZ if fnuz else Kind.SCALE_MISREAD,
+                            f"scale codes are read as {other.name}; they are {fmt.name}",
+                            lambda codes, values, other=other:
+                            decode_table(other, codes.device).double()[codes & ((1 << other.bits) - 1)])
 
 
 def _past_max(fmt: Format) -> float:
-    """Return what the NaN code would be as a number."""
+    """Return the number that the NaN code would be by the rule of all other codes."""
     exponent = (fmt.nan_code >> fmt.mantissa_bits) & ((1 << fmt.exponent_bits) - 1)
     mantissa = fmt.nan_code & ((1 << fmt.mantissa_bits) - 1)
     return 2.0 ** (exponent - fmt.bias) * (1 + mantissa / 2**fmt.mantissa_bits)
@@ -148,29 +133,19 @@ def _subnormal_codes(fmt: Format) -> Iterator[ScaleFunction]:
     yield ScaleFunction(Kind.SCALE_ENDS_LOST, "subnormal scales multiply by 0",
                         lambda codes, values: torch.where(subnormal(codes), 0.0, values))
     yield ScaleFunction(
-        Kind.SCALE_ENDS_LOST,
-        "subnormal scales are read with an implicit one",
-        lambda codes, values: torch.where(subnormal(codes), (1 + (codes % unit) / unit) * least, values),
-    )
+        Kind.SCALE_ENDS_LOST, "subnormal scales are read with an implicit one",
+        lambda codes, values: torch.where(subnormal(codes), (1 + (codes % unit) / unit) * least, values))
     yield ScaleFunction(
-        Kind.SCALE_ENDS_LOST,
-        "subnormal scales and 0 are read as normal numbers of exponent field 0",
-        lambda codes, values: torch.where(
-            codes & fmt.magnitude_mask < unit, (1 + (codes % unit) / unit) * least / 2, values
-        ),
-    )
+        Kind.SCALE_ENDS_LOST, "subnormal scales and 0 are read as normal numbers of exponent field 0",
+        lambda codes, values: torch.where(codes & fmt.magnitude_mask < unit, (1 + (codes % unit) / unit) * least / 2,
+                                          values))
     yield ScaleFunction(
-        Kind.SCALE_MISREAD,
-        "only the exponent of the scale is read, its mantissa is lost",
+        Kind.SCALE_MISREAD, "only the exponent of the scale is read, its mantissa is lost",
         lambda codes, values: torch.where(codes % unit == codes, torch.where(codes % unit > 0, least / 2, 0.0),
-                                          decode_table(fmt, codes.device).double()[codes - codes % unit]),
-    )
+                                          decode_table(fmt, codes.device).double()[codes - codes % unit]))
     for dropped in range(1, fmt.mantissa_bits + 1):
-        lost = (
-            "the lowest mantissa bit of the scale is"
-            if dropped == 1
-            else f"the lowest {dropped} mantissa bits of the scale are"
-        )
+        lost = ("the lowest mantissa bit of the scale is" if dropped == 1
+                else f"the lowest {dropped} mantissa bits of the scale are")
         yield ScaleFunction(Kind.SCALE_MISREAD, f"{lost} not read", lambda codes, values, dropped=dropped:
                             decode_table(fmt, codes.device).double()[codes >> dropped << dropped])
 
@@ -197,19 +172,19 @@ def _other_formats(fmt: Format) -> Iterator[Format]:
 def matching_functions(
     scaling: Scaling, codes: Tensor | None, values: Tensor, seen: Tensor, agree: Agree
 ) -> list[ScaleFunction]:
-    """Return the simplest known faults that give every factor `seen` for the scales `values` (float64, NaN included).
+    """Return the simplest known faults that give all factors `seen` of the scales `values` (float64, NaN included).
 
-    A fault alone is tried before one whose factors are all off by a constant as well.
+    Faults are tried alone first, then combined with a constant factor.
     """
     known = list(scale_functions(scaling))
 
     def gives(predicted: Tensor) -> bool:
         certain = within_fp32(predicted, values)
         of_nan = values.isnan()
-        # Infinity in the place of NaN is no other fault than one that makes it finite or NaN where infinity was seen.
+        # Infinity read for NaN matches a prediction of infinity or NaN.
         agrees = agree(seen, predicted)
         nan_fits = torch.where(seen.isnan(), predicted.isnan(), agrees | (seen.isinf() & ~predicted.isfinite()))
-        # A factor that leaves fp32's range on the way may be 0, infinite, or what it should be, but no ordinary number.
+        # A factor that leaves fp32's range on the way may become 0, infinite or the right value, but nothing else.
         ordinary = (seen.abs() > 2.0**-90) & (seen.abs() < 2.0**90)
         fits = torch.where(of_nan, nan_fits, agrees | (~certain & ~ordinary))
         return int(certain.sum()) > len(values) // 8 and bool(fits.all())
@@ -229,7 +204,7 @@ def matching_functions(
         constant = float((seen[usable] / predicted[usable]).median())
         if gives(constant * predicted):
             found.append(_times(one, constant, scaling))
-            if one.kind is Kind.SCALED:     # any other fault that fits as well leaves these scales as they are
+            if one.kind is Kind.SCALED:     # any other fault that also fits has no effect on these scales
                 break
     return found
 
@@ -238,7 +213,7 @@ _OWN = ScaleFunction(Kind.SCALED, "", lambda codes, values: values)
 
 
 def _times(one: ScaleFunction, constant: float, scaling: Scaling) -> ScaleFunction:
-    """Return the fault `one` with every factor off by the same `constant`; a bias, where that is a power of two."""
+    """Return the fault `one` combined with a `constant` factor, which is reported as a bias if it is a power of two."""
     def factor(codes: Tensor | None, values: Tensor) -> Tensor:
         return constant * one.factor(codes, values)
 
@@ -254,15 +229,15 @@ def _times(one: ScaleFunction, constant: float, scaling: Scaling) -> ScaleFuncti
 
 
 def within_fp32(predicted: Tensor, values: Tensor) -> Tensor:
-    """Return where a prediction can be compared, bool [S]: not where another factor than the scale's own leaves fp32's
-    normal range, since it then depends on the order of multiplications."""
+    """Return where a prediction can be compared, bool [S]: not where a wrong factor leaves fp32's normal range, since
+    the product then depends on the order of multiplications."""
     magnitude = predicted.abs()
     normal = (magnitude >= 2.0**-100) & (magnitude <= 2.0**100)
     return normal | (predicted == values) | (predicted == 0) | ~predicted.isfinite()
 
 
 def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None:
-    """Return the fault of scales that are right within a range and stop at its ends."""
+    """Return the fault of scales that are clamped to a range; None if they are not."""
     order = values.nan_to_num(torch.inf).argsort()
     low, high = float(seen[order[0]]), float(seen[order[int(values.isfinite().sum()) - 1]])
     inside = agree(seen, values)
@@ -275,26 +250,19 @@ def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None
             return values.clamp(*bounds)
 
         if bool(agree(seen, clamped(None, values)).all()):
-            ends = " and ".join(
-                text
-                for text in (
-                    f"those below {bounds[0]:.4g} multiply by it" if bounds[0] is not None else "",
-                    f"those above {bounds[1]:.4g} multiply by it" if bounds[1] is not None else "",
-                )
-                if text
-            )
+            ends = " and ".join(f"those {side} {bound:.4g} multiply by it"
+                                for side, bound in zip(("below", "above"), bounds, strict=True) if bound is not None)
             return ScaleFunction(Kind.SCALE_NARROWED, f"scales are clamped: {ends}", clamped)
     return None
 
 
 def right_range(values: Tensor, seen: Tensor, agree: Agree) -> tuple[int, int] | None:
-    """Return the first and the last of `values`, ascending, between which all multiply by themselves, where smaller
-    ones are rounded or lost and larger ones are infinite: products with them pass through a narrower type. Else None.
-    """
+    """Return the first and the last of `values`, ascending, between which all factors are right, if smaller ones are
+    rounded or lost and larger ones are infinite, as by a narrower type; else None."""
     right = agree(seen, values) | values.isnan()
     below = ~right & seen.isfinite()
     unit = seen[below & (seen > 0)].amin() if bool((below & (seen > 0)).any()) else torch.zeros(())
-    # rounded to a multiple of the narrower type's smallest number, or to 0
+    # rounded to a multiple of the narrower type's smallest number, or to zero
     rounded = ((seen - values).abs() <= unit / 2 * (1 + 2.0**-6)) if float(unit) else seen == 0
     small = below & rounded
     past = ~right & ~seen.isfinite()
@@ -306,10 +274,9 @@ def right_range(values: Tensor, seen: Tensor, agree: Agree) -> tuple[int, int] |
 
 
 def describe_factors(names: list[str], values: Tensor, seen: Tensor, agree: Agree) -> str:
-    """Return the structure of a map that no known fault gives: runs of scales, in order, with the same ratio to their
-    values.
+    """Describe a map that no known fault gives: runs of scales with the same ratio of factor to value.
 
-    `names` are those of the scales, ascending by value.
+    `names` are the scales' names, ascending by value.
     """
     ratios = []
     for value, factor in zip(values.tolist(), seen.tolist(), strict=True):

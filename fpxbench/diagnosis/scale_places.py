@@ -1,5 +1,4 @@
-"""Known faults in which scale a block meets, as data: maps from a block's place to the place of the scale that is
-read."""
+"""Known faults in which scale multiplies a block, as data: maps from a block's position to that of the scale read."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ BLOCK_SIZES = (8, 16, 32, 64, 128, 256)
 class ScalePlace:
     """One fault in placing scales [R, G].
 
-    source : int64 [R, G], the flat position of the scale that each block meets; -1 for padding, which no block owns
+    source : int64 [R, G], the flat position of the scale read for each block; -1 for padding
     """
 
     kind: Kind
@@ -28,14 +27,13 @@ class ScalePlace:
     source: Tensor
 
     def apply(self, grid: Tensor) -> Tensor:
-        """Return the grid [R, G] as it is read; 0 where padding is."""
+        """Return the grid [R, G] as read; 0 for padding."""
         source = self.source.to(grid.device)
         return torch.where(source >= 0, grid.reshape(-1)[source.clamp(min=0)], 0)
 
 
 def tiled_position(row: Tensor, block: Tensor, blocks: int) -> Tensor:
-    """Return the position of scale [row, block] in tiles of 128 x 4, each stored as 32 x 4 x 4: the layout of tensor
-    cores.
+    """Return the position of scale [row, block] in tensor cores' layout: tiles of 128 x 4, each stored as 32 x 4 x 4.
 
     Source: cuBLAS documentation, "1D block scaling factors layout".
     """
@@ -52,7 +50,7 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
     count = n * blocks
 
     def flat(kind: Kind, message: str, rows: Tensor, columns: Tensor) -> ScalePlace:
-        """Return the flat index of places. Positions past an end run on into the next row, as memory does."""
+        """Return the fault from rows and columns; columns past an end continue in the next row, as in memory."""
         return ScalePlace(kind, message, (rows * blocks + columns) % count)
 
     if scaling.block is not None:
@@ -60,11 +58,8 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
                          f"the scales [{n}, {blocks}] are read column by column, as if they were [{blocks}, {n}]",
                          torch.arange(count).reshape(blocks, n).T)
     for step, which in ((1, "next"), (-1, "previous")):
-        of_row = (
-            f"each row's blocks meet the scales of the {which} row"
-            if scaling.block
-            else f"each row is multiplied by the scale of the {which} row"
-        )
+        of_row = (f"each row's blocks meet the scales of the {which} row" if scaling.block
+                  else f"each row is multiplied by the scale of the {which} row")
         if scaling.block:
             message = f"each block is multiplied by the scale of the {which} block"
             yield flat(Kind.BLOCK_OFF_BY_ONE, message, row, block + step)
@@ -75,7 +70,7 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
         yield flat(Kind.BLOCK_OFF_BY_ONE, of_row, (row + step).clamp(0, n - 1), block)
     if scaling.block is None:
         return
-    if scaling.block_rows == 1:     # tensor cores read scales of blocks along K in tiles, and no others
+    if scaling.block_rows == 1:     # tensor cores tile only the scales of blocks along K
         yield from _swizzled(row, block, n, blocks)
     for shared in SHARED:
         for at, which in ((0, "first"), (shared - 1, "last")):
@@ -88,8 +83,7 @@ def scale_places(scaling: Scaling, n: int, k: int) -> Iterator[ScalePlace]:
 
 
 def _swizzled(row: Tensor, block: Tensor, n: int, blocks: int) -> Iterator[ScalePlace]:
-    """Yield both directions of confusing scales row by row with scales in tiles of 128 x 4, the tensor padded to tiles
-    or not."""
+    """Yield confusions of row-major scales with tiles of 128 x 4, in both directions, with and without padding."""
     tiled = tiled_position(row, block, blocks)
     padded_rows, padded_blocks = -(-n // 128) * 128, -(-blocks // 4) * 4
     own = row * blocks + block
@@ -114,8 +108,8 @@ def _swizzled(row: Tensor, block: Tensor, n: int, blocks: int) -> Iterator[Scale
 
 
 def block_size_faults(scaling: Scaling, n: int, k: int) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
-    """Yield faults in the size of a block: a message, and (columns [C], rows [R]) -> flat positions [R, C] of the
-    scales that are met."""
+    """Yield faults in the block size: a message, and (columns [C], rows [R]) -> flat positions [R, C] of the scales
+    read."""
     if scaling.block is None:
         return
     grid_rows, blocks = scaling.grid_shape(n, k)
@@ -129,16 +123,9 @@ def block_size_faults(scaling: Scaling, n: int, k: int) -> Iterator[tuple[str, C
         if size == scaling.block or size > 2 * k:
             continue
         message = f"blocks are taken to be {size} weights long, they are {scaling.block}"
-        yield (
-            message,
-            lambda columns, rows, size=size: (
-                (rows // height)[:, None] * blocks + (columns // size).clamp(max=blocks - 1)[None, :]
-            ),
-        )
+        yield message, lambda columns, rows, size=size: (
+            (rows // height)[:, None] * blocks + (columns // size).clamp(max=blocks - 1)[None, :])
         width = -(-k // size)
-        yield (
-            f"{message}; the scales are read as [{grid_rows}, {width}]",
-            lambda columns, rows, size=size, width=width: (
-                ((rows // height)[:, None] * width + columns[None, :] // size) % (grid_rows * blocks)
-            ),
-        )
+        yield (f"{message}; the scales are read as [{grid_rows}, {width}]",
+               lambda columns, rows, size=size, width=width:
+               ((rows // height)[:, None] * width + columns[None, :] // size) % (grid_rows * blocks))

@@ -1,8 +1,8 @@
-"""Find the rule by which a quantizer chose its scales, where it is another right one than the scheme's.
+"""Find the valid rule other than the scheme's by which a quantizer chose its scales.
 
-The rules are the modifiers of the scheme's scaling (`Scaling.modifiers`): E8M0 rounded up, NVFP4's divisor, 16-bit
-scales. A quantizer declares its rule (`Implementation.scale_rule`) and is judged by it. Undeclared, a rule that
-explains every scale and every code is named and flagged; it is no fault.
+The rules are the modifiers of the scheme's scaling (`Scaling.modifiers`), such as E8M0 rounded up, NVFP4's divisor and
+16-bit scales, and `OWN_RULES`. A quantizer is judged by the rule that it declares (`Implementation.scale_rule`). An
+undeclared rule that explains every scale and code is flagged, but is not a fault.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fpxbench.numbers.tensor_codec import decode, encode
 from fpxbench.numbers.weight import QuantizedWeight
 
 SHARED = "shared"
-"""The rule of layers that are fused: the tensor scale is that of a larger weight than this one."""
+"""The rule of fused layers: the tensor scale is chosen for several weights together."""
 FLOOR, SEARCH, STOCHASTIC = "floor", "search", "stochastic"
 OWN_RULES = (SHARED, FLOOR, SEARCH, STOCHASTIC)
-"""Rules that are no modifier of a scaling: what they make of a weight is not determined by it alone."""
+"""Rules that are not modifiers of a scaling, since the weight alone does not determine their result."""
 LARGEST_FLOOR = 2.0**-16
 LEAST_BETTER = 0.02
-"""Share of blocks that a search for scales makes better, at least: on weights of random signs it is a fifth."""
+"""Least share of blocks that a search for scales must improve; on random weights it improves a fifth."""
 _SLACK = 2.0**-21
 _MESSAGES = {
     "rceil": "scales are rounded up, as OCP's rceil (PTX cvt.rp.ue8m0, cuBLAS): 2^ceil(log2(amax / max))",
@@ -51,10 +51,10 @@ _MESSAGES = {
 
 @dataclass(frozen=True)
 class ScaleRule:
-    """A rule by which stored scales are right.
+    """A valid rule for choosing scales.
 
-    name : as `Implementation.scale_rule` declares it
-    scheme : the scheme with this rule, by which the weight is decoded
+    name : as in `Implementation.scale_rule`
+    scheme : the scheme with this rule, for decoding the weight
     """
 
     name: str
@@ -65,16 +65,15 @@ class ScaleRule:
 
 
 def judged_scheme(scheme: Scheme, rule: str | None) -> Scheme:
-    """Return the scheme that a weight of a quantizer with this declared rule is judged by. Raise ValueError for an
-    unknown rule."""
+    """Return the scheme by which to judge a quantizer that declares `rule`. Raise ValueError for an unknown rule."""
     if rule is None or rule in OWN_RULES or not scheme.quantized:
         return scheme
     return scheme_named(f"{scheme.format.name}-{scheme.scaling.base_name}.{rule}")
 
 
 def as_judged(weight: QuantizedWeight, rule: str | None) -> QuantizedWeight:
-    """Return a stored weight under the scheme that it is judged by. Scales that are stored as numbers stay numbers
-    where a rule chooses them in a coded format (powers of two in fp32)."""
+    """Return a stored weight under the scheme that it is judged by. Scales stored as numbers stay numbers even if the
+    rule chooses them from a coded format (powers of two in fp32)."""
     judged = judged_scheme(weight.scheme, rule)
     numbers = weight.scales is not None and weight.scales.dtype != torch.uint8      # None: a library's own tensor
     if numbers and judged.scaling is not None and judged.scaling.scale_format.coded:
@@ -83,8 +82,7 @@ def as_judged(weight: QuantizedWeight, rule: str | None) -> QuantizedWeight:
 
 
 def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
-    """Return whether every stored scale and code of `original` [N, K] is what the quantizer's declared rule makes of
-    it."""
+    """Return whether every stored scale and code of `original` [N, K] follows the quantizer's declared rule."""
     if rule in OWN_RULES:
         own = weight.scheme.scaling.choose(original.float(), weight.scheme.format)
         return (_follows_own(original, weight, rule) or _explains(original, weight, weight.scheme, own)
@@ -94,7 +92,7 @@ def follows_rule(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
 
 
 def other_rules(scheme: Scheme) -> list[ScaleRule]:
-    """Return the rules of a scheme's scaling that are not its own."""
+    """Return the alternative rules of a scheme's scaling."""
     scaling = scheme.scaling
     return [ScaleRule(name, replace(scheme, scaling=replace(scaling, **fields)))
             for name, fields in scaling.modifiers().items()
@@ -102,8 +100,8 @@ def other_rules(scheme: Scheme) -> list[ScaleRule]:
 
 
 def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | None:
-    """Return the rule, other than the scheme's, that explains every stored scale and code of `original` [N, K]; None if
-    none does."""
+    """Return the rule other than the scheme's that explains every stored scale and code of `original` [N, K], or None.
+    """
     if not weight.has_codes or weight.scales is None:
         return None
     scheme = weight.scheme
@@ -115,7 +113,7 @@ def find_scale_rule(original: Tensor, weight: QuantizedWeight) -> ScaleRule | No
 
 
 def rule_beside_zeros(original: Tensor, weight: QuantizedWeight) -> ScaleRule | None:
-    """Return the rule, other than the scheme's, that explains every row of `original` [N, K] that is not all zeros."""
+    """Return the rule other than the scheme's that explains every nonzero row of `original` [N, K], or None."""
     kept = (original != 0).any(dim=1)
     if not weight.has_codes or weight.scales is None or weight.scheme.scaling.block_rows != 1 or not bool(kept.any()):
         return None
@@ -125,7 +123,7 @@ def rule_beside_zeros(original: Tensor, weight: QuantizedWeight) -> ScaleRule | 
 
 
 def _follows_own(original: Tensor, weight: QuantizedWeight, rule: str) -> bool:
-    """Return whether the weight was stored by one of `OWN_RULES`, and not by the scheme's."""
+    """Return whether the weight was stored by `rule`, one of `OWN_RULES`, and not by the scheme's own."""
     tests = {SHARED: _shares_tensor_scale, FLOOR: _has_a_floor, SEARCH: _errs_less, STOCHASTIC: _rounds_at_random}
     return tests[rule](original, weight)
 
@@ -142,7 +140,7 @@ def _shares_tensor_scale(original: Tensor, weight: QuantizedWeight) -> bool:
 
 
 def _has_a_floor(original: Tensor, weight: QuantizedWeight) -> bool:
-    """Return whether scales are the scheme's, but for those below a small number, which they are instead."""
+    """Return whether scales are the scheme's, raised to a small floor where they are below it."""
     scheme, scaling = weight.scheme, weight.scheme.scaling
     if scaling.scale_format.coded or weight.scales is None or weight.scales.dtype == torch.uint8:
         return False
@@ -151,15 +149,15 @@ def _has_a_floor(original: Tensor, weight: QuantizedWeight) -> bool:
         return False
     floor = weight.scales.float().min()
     if not 0 < float(floor) <= LARGEST_FLOOR or not bool((own.stored.float() < floor * (1 - _SLACK)).any()):
-        return False        # too large for a floor, or no scale is changed by it
+        return False        # too large for a floor, or without effect
     return _explains(original, weight, scheme, Scales(own.stored.float().clamp(min=float(floor))))
 
 
 def _errs_less(original: Tensor, weight: QuantizedWeight, least: float = LEAST_BETTER) -> bool:
-    """Return whether no block errs more than under the scheme's own scale, a share of `least` clearly less (two blocks
-    or more; none for 0), and codes are nearest.
+    """Return whether no block's error exceeds that under the scheme's own scale, a share `least` of blocks (at least
+    two, unless it is 0) is clearly better, and codes are nearest.
 
-    Blocks are counted and not summed: one with large weights would outweigh all others.
+    Blocks are counted, because in a sum one block with large weights would outweigh all others.
     """
     scheme, scaling = weight.scheme, weight.scheme.scaling
     if weight.stored_scales.stored.shape != scaling.choose(original.float(), scheme.format).stored.shape \
@@ -182,7 +180,7 @@ def _block_errors(original: Tensor, decoded: Tensor, scheme: Scheme) -> Tensor:
 
 
 def _rounds_at_random(original: Tensor, weight: QuantizedWeight) -> bool:
-    """Return whether scales are the scheme's, and codes a neighbour of each value, at random and without bias."""
+    """Return whether scales are the scheme's, and codes are rounded stochastically without bias."""
     scheme, scaling = weight.scheme, weight.scheme.scaling
     own = scaling.choose(original.float(), scheme.format)
     if weight.scales is None or own.stored.shape != weight.scales.shape or weight.scales.dtype != own.stored.dtype:
@@ -196,9 +194,9 @@ def _rounds_at_random(original: Tensor, weight: QuantizedWeight) -> bool:
 def holds_on_powers_of_two(
     implementation: Implementation, original: Tensor, rule: ScaleRule, scheme: Scheme
 ) -> bool:
-    """Return whether the rule also explains a weight of powers of two, where rounding up is not one step too high.
+    """Return whether the rule also explains a weight of powers of two, which tells rounding up from one step too high.
 
-    Rounding at random is asked of other weights instead: of powers of two too few values lie between two numbers.
+    Stochastic rounding is tested on other weights: too few powers of two lie between two numbers of the format.
     """
     if rule.name == STOCHASTIC:
         probe = original.flip(1).contiguous()
@@ -209,12 +207,12 @@ def holds_on_powers_of_two(
 
 
 def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen: Scales) -> bool:
-    """Return whether stored scales are `chosen`, within fp32's rounding, and codes those of nearest-even under them."""
+    """Return whether stored scales equal `chosen`, within fp32's rounding, and codes are nearest-even under them."""
     scaling, fmt = scheme.scaling, scheme.format
     if weight.scales.shape != chosen.stored.shape:
         return False
     if scaling.scale_format.coded != (weight.scales.dtype == torch.uint8):
-        # Numbers of the scale's format may be kept in fp32; codes are no numbers of a 16-bit format.
+        # Coded scales may be stored as fp32 numbers; 16-bit scales may not be stored as codes.
         if not scaling.scale_format.coded:
             return False
         codes = scaling.scale_format.encode(weight.scales.float())
@@ -222,19 +220,19 @@ def _explains(original: Tensor, weight: QuantizedWeight, scheme: Scheme, chosen:
             return False
         weight = replace(weight, scales=codes)
     stored = Scales(weight.scales, weight.tensor_scale)
-    # A 16-bit scale may be kept in fp32.
+    # A 16-bit scale may be stored in fp32.
     block = weight.scales.float() if not scaling.scale_format.coded else scaling.scale_format.decode(weight.scales)
     wanted = scaling.scale_format.decode(chosen.stored)
     empty = scaling.block_amax(original.float()) == 0
     slack = 0.0 if scaling.scale_format.coded else (2.0**-7 if scaling.scale_format.bits == 16 else _SLACK)
     same = ((block - wanted).abs() <= slack * wanted) | empty
-    # fp32's last bit may move a scale to its 16-bit neighbour, but it is one of them.
+    # fp32's last bit may move a scale to its 16-bit neighbour, but it must be a 16-bit number.
     if scaling.scale_format.bits == 16:
         same &= (scaling.scale_format.decode(scaling.scale_format.encode(block)) == block) | empty
         if float(((block - wanted).abs() > _SLACK * wanted).float().mean()) > 0.01:
             return False
     if scaling.scale_format.coded and float((~same).float().mean()) <= 0.001:
-        same |= (block / wanted - 1).abs() <= 0.126      # amax / max on the other side of a boundary by fp32's last bit
+        same |= (block / wanted - 1).abs() <= 0.126      # fp32's last bit moved amax / max across a midpoint
     if not bool(same.all()):
         return False
     if scaling.has_tensor_scale and not bool(((weight.tensor_scale / chosen.tensor_scale - 1).abs() <= _SLACK).all()):

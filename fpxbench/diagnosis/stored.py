@@ -1,4 +1,4 @@
-"""Name the fault in stored codes and scales: compare them with what each known fault stores."""
+"""Diagnose stored codes and scales by comparison with those that each known fault stores."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from fpxbench.records.kinds import Kind
 from fpxbench.workloads import WeightContents
 
 SCALE_SLACK = 2.0**-21
-"""amax / max, amax * (1 / max) and 1 / (max / amax) differ by this much at most in fp32: all of them are right."""
+"""amax / max, amax * (1 / max) and 1 / (max / amax) differ by at most this much in fp32, and all are right."""
 NV_RATIO_SLACK = 2.0**-3
-"""A block scale in E4M3 is rounded to three mantissa bits, so a ratio is seen only that finely."""
+"""The resolution of ratios of E4M3 block scales, which have three mantissa bits."""
 SCREENED_ROWS = 256
-"""Rows with wrong codes on which a fault is tried first; only one that explains them is tried on all."""
+"""Number of rows with wrong codes on which each fault is tried before all rows."""
 
 
 def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands | None = None) -> Diagnosis | None:
-    """Name the fault of codes or scales that are not what the scheme makes of `original` [N, K]; None if they are.
+    """Return the fault in codes or scales that differ from the scheme's for `original` [N, K]; None if they are right.
 
-    Scales that are right within fp32's rounding are right. Codes are judged under the scales that are stored, so that a
-    fault in one is not counted against the other. A weight in a layout of the implementation's own is not judged.
-    `probe` is another weight that was quantized in the same way: what explains the codes must explain its too.
+    Scales may differ by fp32's rounding. Codes are judged under the stored scales, so that a wrong scale does not make
+    them wrong. A weight in a private layout is not judged. `probe` is another weight quantized in the same way, which a
+    fault must explain too.
     """
     if not operands.weight.has_codes:
         return None
@@ -71,7 +71,7 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
         of_codes = _code_fault(several, of_scales is not None)
     if of_scales is None or of_codes is None:
         return of_scales or of_codes
-    # Codes of the sibling format bring its maximum with them; else the scale is wrong first, and codes overflow by it.
+    # Codes of the sibling format imply its maximum; otherwise the wrong scale comes first, and makes codes overflow.
     leading = of_codes if of_codes.kind in (Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ) else of_scales
     kinds = sorted({str(of_scales.kind), str(of_codes.kind)})
     return Diagnosis(leading.kind, f"two faults at once: {of_scales.message}; and {of_codes.message}",
@@ -79,9 +79,9 @@ def diagnose_quantization(original: Tensor, operands: Operands, probe: Operands 
 
 
 def probe_quantization(implementation: Implementation, operands: Operands) -> Operands:
-    """Return the case with a weight, quantized by `implementation`, that holds the values on which encoders differ: the
-    format's numbers, midpoints and their neighbours under scales of 1. If it chooses scales that are off by one
-    factor, under the scales that it chooses."""
+    """Return the case with a probe weight, quantized by `implementation`, of values on which encoders differ: the
+    format's numbers, midpoints and their neighbours, under scales of 1 or, if the implementation's scales are off by a
+    common factor, under its scales."""
     scheme, fmt = operands.weight.scheme, operands.weight.scheme.format
     block = scheme.scaling.block or operands.case.k
 
@@ -98,10 +98,10 @@ def probe_quantization(implementation: Implementation, operands: Operands) -> Op
     ratio = float((held / right).median())
     if abs(ratio - 1) <= SCALE_SLACK or not 2.0**-8 < ratio < 2.0**8:
         return probe
-    # the block's largest number decides a power of two, and the others lie under it
+    # a power-of-two scale depends only on the block's largest number, so the values are scaled with it
     if scheme.scaling.scale_format.powers_of_two:
         return quantized((original * ratio).clamp(-fmt.max, fmt.max))
-    top = float(f"{fmt.max / ratio:.6g}")      # the maximum that the scales were taken from, without fp32's last bit
+    top = float(f"{fmt.max / ratio:.6g}")      # the maximum that scales are derived from, without fp32's last bits
     original = original.clamp(-top, top)
     original[:, ::block] = top
     return quantized(original)
@@ -109,7 +109,7 @@ def probe_quantization(implementation: Implementation, operands: Operands) -> Op
 
 @dataclass
 class _Stored:
-    """A stored weight beside the original [N, K] and the oracle's scales."""
+    """A stored weight, with the original [N, K] and the oracle's scales."""
 
     original: Tensor
     weight: QuantizedWeight
@@ -120,28 +120,24 @@ class _Stored:
         return self.weight.codes()
 
     @property
-    def own_scales(self) -> Scales:
-        return Scales(self.weight.scales, self.weight.tensor_scale)
-
-    @property
     def slack(self) -> Tensor:
-        """How far, relatively, each right quotient may lie from the weight over the stored scales: fp32 [N, K]."""
-        return quotient_slack(self.own_scales, self.weight.scheme, *self.weight.shape)
+        """The allowed relative deviation of each quotient under the stored scales: fp32 [N, K]."""
+        return quotient_slack(self.weight.stored_scales, self.weight.scheme, *self.weight.shape)
 
     def codes_fit(self, scales: Scales) -> bool:
         return not bool(self.wrong_codes(scales).any())
 
     def wrong_codes(self, scales: Scales) -> Tensor:
-        """Return where the stored codes are not those of nearest-even under `scales`: bool [N, K]."""
+        """Return where the stored codes are not nearest-even under `scales`: bool [N, K]."""
         return ~self.made_by((), scales)
 
     def made_by(self, faults: tuple[EncodeFault, ...], scales: Scales, rows: Tensor | slice = slice(None)) -> Tensor:
-        """Return where the stored codes are those of an encoder with `faults`: bool [rows, K].
+        """Return where the stored codes match an encoder with `faults`: bool [rows, K].
 
-        A quotient beside a midpoint may have been rounded to either side.
+        A quotient beside a midpoint may be rounded to either side.
         """
         fmt, scaling = self.weight.scheme.format, self.weight.scheme.scaling
-        # Rows of blocks that are several rows high cannot be taken out: all are encoded, and those rows compared.
+        # Blocks of several rows cannot be split: then all rows are encoded, and only `rows` are compared.
         whole = scaling.block_rows not in (1, None)
         of_rows = not whole and scales.stored.shape[0] > 1
         here = Scales(scales.stored[rows] if of_rows else scales.stored, scales.tensor_scale)
@@ -153,7 +149,7 @@ class _Stored:
         return same
 
     def made_before_scales_were_rounded(self) -> bool:
-        """Whether every code is that of the weight over its block's amax / max, whatever the stored scale became."""
+        """Return whether every code is that of the weight over its block's exact amax / max, not the stored scale."""
         scaling, fmt = self.weight.scheme.scaling, self.weight.scheme.format
         if scaling.scale_format.powers_of_two or not (scaling.scale_format.coded or scaling.scale_format.bits == 16):
             return False
@@ -167,32 +163,32 @@ class _Stored:
         return bool(same.all())
 
     def stored_by(self, faults: tuple[EncodeFault, ...], scales: Scales) -> bool:
-        """Return whether `faults` explain every stored code. A few rows are tried first."""
+        """Return whether `faults` explain every stored code; a few rows are tried first."""
         return all(bool(self.made_by(faults, scales, rows).all()) for rows in (*self._screens, slice(None)))
 
     @cached_property
     def _screens(self) -> tuple[Tensor, Tensor]:
-        wrong = self.wrong_codes(self.own_scales).any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
+        wrong = self.wrong_codes(self.weight.stored_scales).any(dim=1).nonzero().reshape(-1)[:SCREENED_ROWS]
         return wrong[:: max(1, len(wrong) // 4)][:4], wrong
 
 
 def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | None:
-    """Return the fault that explains every code, or two at once, under the stored scales or, where those are wrong, the
-    right ones."""
-    stored = next((one for one in several if not one.codes_fit(one.own_scales)), None)
+    """Return the fault, or pair of faults, that explains every code under the stored scales or, if these are wrong,
+    under the right ones; None if all codes are right."""
+    stored = next((one for one in several if not one.codes_fit(one.weight.stored_scales)), None)
     if stored is None:
         return None
     fmt, weight = stored.weight.scheme.format, stored.weight
-    wrong = stored.wrong_codes(stored.own_scales)
+    wrong = stored.wrong_codes(weight.stored_scales)
     values = decode(stored.codes, fmt).abs()
     largest = int(encode(values[values.isfinite()].amax(), fmt)) if bool(values.isfinite().any()) else 0
     known = list(encode_faults(fmt, weight.layout, weight.shape[1], largest))
     if all(bool(one.slack.all()) for one in several):
-        known = [one for one in known if one.kind is not Kind.TIES_NOT_EVEN]    # no quotient is exact, so no tie is one
+        known = [one for one in known if one.kind is not Kind.TIES_NOT_EVEN]    # no quotient is exact: no ties
     evidence = _wrong_codes_evidence(stored, wrong)
     share = f"{int(wrong.sum())} of {wrong.numel()} codes are wrong"
     singly_and_in_pairs = (list(singly(known)), list(in_pairs(known)))
-    scalings = (lambda one: one.own_scales, lambda one: one.oracle_scales)
+    scalings = (lambda one: one.weight.stored_scales, lambda one: one.oracle_scales)
     for tried, scales_of in product(singly_and_in_pairs, scalings[:1 + try_right_scales]):
         fitting = [faults for faults in tried if all(one.stored_by(faults, scales_of(one)) for one in several)]
         if len(kinds := kinds_of(fitting)) == 1:
@@ -204,8 +200,7 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
             return Diagnosis(
                 nearness(_likeness(stored)),
                 f"{share}; cannot tell between {', '.join(names_of(fitting))}: on this weight they store the same",
-                evidence | {"fitting": names_of(fitting)},
-            )
+                evidence | {"fitting": names_of(fitting)})
     if all(one.made_before_scales_were_rounded() for one in several):
         return Diagnosis(
             Kind.SCALE_ROUNDED_LATE,
@@ -221,7 +216,7 @@ def _code_fault(several: list[_Stored], try_right_scales: bool) -> Diagnosis | N
 
 def _wrong_codes_evidence(stored: _Stored, wrong: Tensor) -> dict[str, Any]:
     fmt = stored.weight.scheme.format
-    values = stored.weight.scheme.scaling.divide(stored.original, stored.own_scales)
+    values = stored.weight.scheme.scaling.divide(stored.original, stored.weight.stored_scales)
     right = encode(values, fmt)
     examples = [
         f"{float(values[row, column]):.9g} at row {row}, column {column} is stored as "
@@ -236,7 +231,7 @@ def _likeness(stored: _Stored) -> float:
 
 
 def _zero_block_fault(stored: _Stored) -> Diagnosis | None:
-    """Return the fault of blocks of zeros that read back as something else; None if there is none."""
+    """Return the fault of blocks of zeros that do not read back as zeros; None if there is none."""
     weight, scaling = stored.weight, stored.weight.scheme.scaling
     decoded = weight.dequantize()
     empty = scaling.spread((scaling.block_amax(stored.original) == 0).float(), *weight.shape).bool()
@@ -307,10 +302,9 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
     scheme = stored.weight.scheme
     fmt, scaling = scheme.format, scheme.scaling
     evidence = evidence | {"ratio": repr(ratio)}
-    if not stored.codes_fit(stored.own_scales) and stored.codes_fit(stored.oracle_scales):
+    if not stored.codes_fit(stored.weight.stored_scales) and stored.codes_fit(stored.oracle_scales):
         return Diagnosis(
-            Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence
-        )
+            Kind.SCALED, f"every stored scale is {ratio:.4g} times the one that its codes were made under", evidence)
     if scaling.scale_format.powers_of_two and ratio in (0.5, 2.0):
         kind, side = (Kind.SCALE_ONE_STEP_HIGH, "high") if ratio > 1 else (Kind.SCALE_ONE_STEP_LOW, "low")
         return Diagnosis(
@@ -326,13 +320,13 @@ def _constant_ratio(stored: _Stored, ratio: float, evidence: dict[str, Any]) -> 
 
 
 def _scales_agree(stored: _Stored, held: Tensor, right: Tensor) -> Tensor:
-    """Return where stored scales are right within fp32's rounding: bool [N or 1, G]."""
+    """Return where stored scales are right within fp32's rounding, bool [N or 1, G]."""
     agree = (held - right).abs() <= SCALE_SLACK * right
     agree |= stored.weight.scheme.scaling.block_amax(stored.original) == 0      # any scale will do for zeros
     weight, scaling = stored.weight, stored.weight.scheme.scaling
     if not scaling.has_tensor_scale or weight.tensor_scale is None or bool(agree.all()):
         return agree
-    # The last bit of the tensor scale may move a block scale across a midpoint of E4M3.
+    # The tensor scale's last bit may move a block scale across a midpoint of E4M3.
     if not bool(((weight.tensor_scale / stored.oracle_scales.tensor_scale - 1).abs() <= SCALE_SLACK).all()):
         return agree
     ideal = scaling.block_amax(stored.original) / weight.scheme.format.max / weight.tensor_scale

@@ -1,4 +1,5 @@
-"""Locate what is wrong in sums whose single weights are right: the tail of K, a part of the output, an accumulator."""
+"""Diagnose sums that are wrong although single weights are right: the tail of K, a part of the output, the accumulator.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +17,13 @@ from fpxbench.implementation import Implementation
 from fpxbench.records.kinds import Kind
 
 
-def diagnose_sums(
-    implementation: Implementation,
-    operands: Operands,
-    x: Tensor,
-    y: Tensor,
-    expected: reference.Reference,
-    readout: Readout | None = None,
-) -> Diagnosis:
-    """Return the fault in the sums, where each weight that was read out is right."""
+def diagnose_sums(implementation: Implementation, operands: Operands, x: Tensor, y: Tensor,
+                  expected: reference.Reference, readout: Readout | None = None) -> Diagnosis:
+    """Return the fault in the sums ``y`` of x [M, K], given that every weight read out is right."""
     comparison = reference.compare(y, expected)
     weights = "" if readout is None else f"each of {readout.seen.numel()} weights read out alone is right, "
-    evidence = {
-        "relative_error": repr(comparison.relative_error),
-        "bound": repr(comparison.bound),
-        "outside": comparison.outside,
-    }
+    evidence = {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound),
+                "outside": comparison.outside}
     if comparison.within:
         return Diagnosis(Kind.INACCURATE, f"{weights}and so is the product of another activation: it is wrong for some"
                                           " activations only", evidence)
@@ -75,13 +67,12 @@ def diagnose_sums(
 
 
 def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> tuple[str, dict[str, Any]] | None:
-    """Return the one run of weight columns outside which all is right, found by activations that are zero beside a
-    range.
+    """Return the single run of wrong weight columns, found with activations that are zero outside a range.
 
-    None where there is no such run, or where it is more than half of K.
+    None if there is no single run, or if it is longer than half of K.
     """
     k = operands.case.k
-    fresh = operands.activation("run of columns").sign()   # no column may hide behind a small activation
+    fresh = operands.activation("run of columns").sign()   # so that no column has a small activation
 
     def answer(first: int, last: int) -> tuple[Tensor, reference.Reference]:
         x = torch.zeros_like(fresh)
@@ -114,8 +105,7 @@ def wrong_run_of_columns(implementation: Implementation, operands: Operands) -> 
 
 
 def _last_true(low: int, high: int, holds: Any) -> int:
-    """Return the largest number in [low, high] for which `holds`, which is true up to some number and false after
-    it."""
+    """Return the largest number in [low, high] for which the monotone predicate `holds`; `low` if none."""
     while low < high:
         middle = (low + high + 1) // 2
         if holds(middle):
@@ -126,7 +116,7 @@ def _last_true(low: int, high: int, holds: Any) -> int:
 
 
 def wrong_part(y: Tensor, expected: reference.Reference) -> str | None:
-    """Return the output rows or columns that everything wrong lies in, if they are fewer than half."""
+    """Return the output rows or columns that contain every wrong output, if they are at most half; else None."""
     wrong = ~((y.double() - expected.product).abs() <= expected.tolerance)
     for axis, name in ((1, "output row"), (0, "output column")):
         touched = wrong.any(dim=axis).nonzero().reshape(-1).tolist()

@@ -99,7 +99,7 @@ def test_ones_own_weight_and_activations_are_inspected(file_of_matrices) -> None
 def test_mistakes_in_ones_own_files_are_told_with_the_way_out(file_of_matrices) -> None:
     weights = file_of_matrices("w.safetensors", up=torch.randn(48, 96), down=torch.randn(32, 64))
     x = file_of_matrices("x.safetensors", x=torch.randn(5, 90))
-    for arguments, words in [(("--weights", weights), "holds 2 matrices, and one is inspected: name it"),
+    for arguments, words in [(("--weights", weights), "holds 2 matrices: name one"),
                              (("--weights", f"{weights}:up", "--activations", x), "has K = 90, and the weight 96"),
                              (("--weights", f"{weights}:no"), "no matrix of floating-point numbers 'no'"),
                              (("--weights", f"{weights}:up", "--n", "8"), "brings its own N and K"),
@@ -126,7 +126,7 @@ def test_a_crash_is_a_result_with_its_log() -> None:
         ("no.such.module:f", "mxfp4", "there is no module 'no'"),
         ("json:no_such", "mxfp4", "json has no function 'no_such'"),
         ("shutil:copy", "mxfp4",
-         "called with a torch.nn.Linear and nothing else, and takes .*: missing a required argument: 'dst'"),
+         "must accept a single torch.nn.Linear, but takes .*: missing a required argument: 'dst'"),
     ],
 )
 def test_a_mistake_in_what_is_asked_for_is_one_sentence(subject, scheme, words) -> None:

@@ -13,17 +13,17 @@ from fpxbench.records.verdict import Status, Verdict
 
 
 class InspectRequest(BaseModel):
-    """An implementation, or ``package.module:factory``, and what to try it on."""
+    """The subject to inspect, an implementation or ``package.module:factory``, with its scheme and shape."""
 
     subject: str
     scheme: str
     workload: str | None = None
-    """Take N and K from this workload in place of `n` and `k`."""
+    """Take N and K from this workload instead of `n` and `k`."""
     n: int = Field(ge=1)
     k: int = Field(ge=1)
     m: int = Field(ge=1)
     given: bool = True
-    """The user gave the shape. If not, an implementation that names a limit gets a shape within it."""
+    """Whether the user gave the shape. If not, an implementation with a size limit gets a shape within it."""
     activation: Activation = "bf16"
     device: str | None = None
     seed: int
@@ -42,18 +42,18 @@ class Inspection(BaseModel):
     device: str
     seed: int
     verdict: Verdict
-    """`ok`; or `wrong` or `nonfinite` with the fault; or how it ended before that could be seen."""
+    """`ok`; `wrong` or `nonfinite` with the fault; or how the inspection ended early."""
     undeclared_rule: str | None = None
-    """The rule, another right one than the scheme's, by which scales are chosen, and that is not declared."""
+    """The valid rule other than the scheme's by which scales are chosen, if it is not declared."""
     kinds: list[Kind] = []
-    """All kinds, where more than one fault was made."""
+    """All kinds, if there is more than one fault."""
     weights_read: int = 0
     weights_wrong: int = 0
     experiments: list[Experiment] = []
     seconds: float = 0.0
     evidence: dict[str, Any] = {}
     not_loaded: list[str] = []
-    """Files of other implementations, and why each could not be loaded."""
+    """Files of other implementations that could not be loaded, each with the reason."""
 
     @property
     def right(self) -> bool:

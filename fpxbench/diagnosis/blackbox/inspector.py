@@ -1,6 +1,6 @@
-"""Inspect one implementation on one scheme: from a request to its inspection.
+"""Inspect one implementation on one scheme.
 
-It runs in the process that calls it; `fpxbench.sweep.isolation` gives it a safe one.
+The implementation runs in the calling process; `fpxbench.sweep.isolation` provides a watched child.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.workloads import workload_named
 
 WITHIN_LIMIT = 64, 64, 128
-"""M, N and K for an implementation that names a limit (an interpreter), unless a shape was asked for."""
+"""M, N and K for an implementation with a size limit (an interpreter), unless the user gave a shape."""
 
 
 class CannotInspect(ValueError):
@@ -32,7 +32,7 @@ class CannotInspect(ValueError):
 
 
 def inspect(request: InspectRequest, given: Given | None = None) -> Inspection:
-    """Recover the maps that an implementation applies. What it raises becomes the verdict. Raises CannotInspect."""
+    """Inspect the request's subject. Exceptions of the implementation become the verdict. Raises CannotInspect."""
     implementation, not_loaded = _subject(request)
     inspection = inspect_implementation(implementation, request, given)
     inspection.not_loaded = not_loaded
@@ -60,26 +60,11 @@ def inspect_implementation(
     limit = implementation.max_elements(device)
     if not request.given and limit is not None and m * n * k > limit:
         m, n, k = WITHIN_LIMIT
-    case = Case(
-        implementation=implementation.name,
-        scheme=request.scheme,
-        workload=request.workload or f"inspect.{n}x{k}",
-        m=m,
-        n=n,
-        k=k,
-        activation=request.activation,
-    )
-    inspection = Inspection(
-        subject=request.subject,
-        scheme=request.scheme,
-        n=n,
-        k=k,
-        m=m,
-        activation=request.activation,
-        device=device,
-        seed=request.seed,
-        verdict=Verdict(status=Status.OK),
-    )
+    case = Case(implementation=implementation.name, scheme=request.scheme,
+                workload=request.workload or f"inspect.{n}x{k}", m=m, n=n, k=k, activation=request.activation)
+    inspection = Inspection(subject=request.subject, scheme=request.scheme, n=n, k=k, m=m,
+                            activation=request.activation, device=device, seed=request.seed,
+                            verdict=Verdict(status=Status.OK))
     try:
         support = implementation.support(scheme, device)
         if support.supported:
@@ -92,7 +77,7 @@ def inspect_implementation(
             inspection.verdict = Verdict(status=status, summary=support.reason)
     except ContractViolation as violation:
         inspection.verdict = violation.verdict
-    except BaseException as error:  # whatever an implementation raises is a result about it, SystemExit included
+    except BaseException as error:  # anything that an implementation raises is its result, SystemExit included
         _print_from_its_own_file(error)
         inspection.verdict = classify_exception(type(error).__name__, str(error), "")
     inspection.seconds = time.perf_counter() - started
@@ -100,10 +85,9 @@ def inspect_implementation(
 
 
 def _print_from_its_own_file(error: BaseException) -> None:
-    """Print the traceback of what an implementation raised, from its own file on: its author has no use for how it was
-    called.
+    """Print the traceback of an implementation's exception, starting at the implementation's own file.
 
-    A ValueError without a frame of the author's is a check of this package's, whose message says everything.
+    A ValueError without such a frame was raised by a check of this package, and its message is enough.
     """
     frame = error.__traceback__
     while frame is not None and _calls_it(Path(frame.tb_frame.f_code.co_filename)):
@@ -121,7 +105,7 @@ def _calls_it(file: Path) -> bool:
 
 
 def _subject(request: InspectRequest) -> tuple[Implementation, list[str]]:
-    """Return the implementation, and a message for each file that could not be loaded on the way to it."""
+    """Return the implementation, and a message for each file that could not be loaded."""
     if ":" in request.subject:
         try:
             return Wrapped(factory_named(request.subject), inputs.ACTIVATION_DTYPES[request.activation]), []

@@ -1,4 +1,4 @@
-"""The experiments on one implementation and scheme, and the verdict that follows from them."""
+"""Run the experiments on one implementation and scheme, and derive the verdict from them."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ from fpxbench.workloads import WeightContents
 CALLS_BUDGET_S = 5.0
 """Seconds for calls with other token counts, layouts and shapes."""
 MODEL_TOKENS = 12
-"""Tokens of an activation as models have them: two of each kind of row."""
+"""Tokens of a model-like activation: two of each kind of row."""
 OWN_SQNR_SLACK_DB = 1.0
 
 
 @dataclass(frozen=True)
 class Given:
-    """One's own numbers to inspect with: a weight fp32 [N, K] in place of N(0, 1), rows of activations fp32 [R, K]."""
+    """The user's own values to inspect with: a weight fp32 [N, K] instead of N(0, 1), activation rows fp32 [R, K]."""
 
     weight: Tensor | None = None
     activations: Tensor | None = None
@@ -80,7 +80,7 @@ class Investigation:
             self.inspection.verdict = self.inspection.verdict.model_copy(update={"summary": summary})
 
     def _find_rule(self) -> None:
-        """Judge by the rule that scales are chosen by, if it is a right one that is not declared."""
+        """Find an undeclared, valid rule by which scales are chosen, and judge by it."""
         implementation = self.implementation
         if implementation.scale_rule is not None or type(implementation).quantize is Implementation.quantize:
             return
@@ -96,7 +96,7 @@ class Investigation:
             return
         if Predictor(bench.readout(operands)).explains(()):
             return
-        for rule in other_rules(bench.scheme):      # the weight shows by which one it was stored
+        for rule in other_rules(bench.scheme):      # the one that explains the readout was used
             implementation.scale_rule = rule.name
             bench = Bench(implementation, small, self.device, self.inspection.seed)
             if Predictor(bench.readout(bench.quantized(bench.weight(small)))).explains(()):
@@ -113,7 +113,7 @@ class Investigation:
         self.inspection.weights_read = readout.seen.numel()
         self.inspection.weights_wrong = 0 if weights_right else int(readout.wrong().sum())
         if readout.original is not None and weights_right:
-            # which way a quotient beside a midpoint was rounded is told by the weights only
+            # only the weights show which way a quotient beside a midpoint was rounded
             operands = replace(operands, decoded=readout.seen.float())
         if not self.implementation.slow(self.device):
             self.probes = self._probe_readouts()
@@ -125,7 +125,7 @@ class Investigation:
                     or activation_rules.undeclared_rule(self.implementation, operands) or sums)
         if sums is not None and sums.kind is not None:      # how a call misbehaves, whatever its numbers
             return sums
-        # to every weight read out as well: the experiments would show that, over and over
+        # every weight read out includes the addend, and each experiment would report it
         if (added := self._added(operands)) is not None:
             self.inspection.experiments = [added]
             return Verdict(status=Status.WRONG, kind=nearness(readout.correlation()), summary=added.message)
@@ -149,8 +149,8 @@ class Investigation:
         return self._verdict(readout, stored, reading)
 
     def _as_its_own(self, operands: Operands, readout: Readout, reading: Diagnosis | None) -> Verdict | None:
-        """Return that all is right where no fault has a name, weights are what the implementation's own `dequantize`
-        says, and they hold the given weight as well as the scheme would."""
+        """Return the verdict "right" if no fault is known, weights match the implementation's own `dequantize`, and its
+        SQNR is near the scheme's; else None."""
         if operands.weight.has_codes or type(self.implementation).dequantize is Implementation.dequantize \
                 or (reading is not None and reading.kind not in (None, Kind.INACCURATE, Kind.GIBBERISH)):
             return None
@@ -170,7 +170,7 @@ class Investigation:
                     " single codes and scales become was not asked")
 
     def _some_tokens(self) -> Verdict | None:
-        """Return the verdict where codes are read as defined with some token counts and wrongly with others."""
+        """Return the verdict if codes are read as defined with some token counts and wrongly with others; else None."""
         small = small_case(self.case)
         if self.implementation.slow(self.device):
             return None
@@ -197,7 +197,7 @@ class Investigation:
                 near = reads_right(m)
                 if not near and reads_right(m):
                     right_again.append(m)
-            except Exception as error:      # it refuses this M
+            except Exception as error:      # this M is unsupported
                 if not is_refusal(error):
                     raise
                 traceback.print_exc()
@@ -216,7 +216,7 @@ class Investigation:
                                " by one-hot activations of the former")
 
     def _values(self, operands: Operands) -> Verdict | None:
-        """Return the verdict on weights and activations as models have them, and on NaN of one token."""
+        """Return the verdict on model-like weights and activations, and on NaN in one token; None if both are right."""
         if self.implementation.slow(self.device):
             return None
         case = small_case(self.case).model_copy(update={"workload": "canary.values", "m": MODEL_TOKENS})
@@ -238,7 +238,7 @@ class Investigation:
         return verdict
 
     def _nonfinite_rows(self, operands: Operands) -> Verdict | None:
-        """Return the verdict on NaN of one token in the output of another; None where NaN is refused."""
+        """Return the verdict on NaN of one token in the output of another; None if it does not spread or is refused."""
         try:
             return check_nonfinite_rows(self.implementation, operands)
         except Exception as error:
@@ -248,7 +248,7 @@ class Investigation:
             return None
 
     def _remembered(self, readout: Readout) -> Diagnosis | None:
-        """Return the fault of products that are those of the first weight, whichever weight they are asked of."""
+        """Return the fault of products that remain those of the first weight, whatever the weight; else None."""
         same = [probe for probe in self.probes if probe.seen.shape == readout.seen.shape and probe.original is None]
         if not same or readout.original is not None or not bool(torch.isfinite(readout.seen).all()):
             return None
@@ -258,7 +258,7 @@ class Investigation:
                          "are remembered by their activation, or the first weight is kept", {})
 
     def _square(self, small: Case) -> Verdict | None:
-        """Return the verdict on a square weight, whose rows and columns can be mistaken for each other."""
+        """Return the verdict on a square weight, whose rows and columns can be confused; None if it is right."""
         if small.n == small.k or self.implementation.slow(self.device):
             return None
         side = min(small.n, small.k)
@@ -266,7 +266,7 @@ class Investigation:
             square = small.model_copy(update={"n": side, "k": side})
             bench = Bench(self.implementation, square, self.device, self.inspection.seed)
             readout = bench.readout(bench.quantized(bench.weight(bench.case)))
-        except Exception as error:      # it refuses this shape
+        except Exception as error:      # this shape is unsupported
             if not is_refusal(error):
                 raise
             traceback.print_exc()
@@ -284,7 +284,7 @@ class Investigation:
                        summary=f"wrong for a square weight [{side}, {side}] only: {found.message}")
 
     def _calls(self, operands: Operands) -> Verdict | None:
-        """Return the verdict on calls with other token counts, memory layouts and shapes."""
+        """Return the verdict on calls with other token counts, memory layouts and shapes; None if all are right."""
         small = small_case(self.case)
         if small != self.case:
             bench = Bench(self.implementation, small, self.device, self.inspection.seed)
@@ -300,7 +300,7 @@ class Investigation:
             if getattr(self.implementation, "casts_weight", False):
                 original = original.to(bench.dtype).float()
             made = replace(bench.quantized(original), rule=operands.rule)
-            # Which way a quotient beside a midpoint was rounded is seen in the weights only.
+            # Only the weights show which way a quotient beside a midpoint was rounded.
             if not made.weight.has_codes:
                 readout = bench.readout(made)
                 if Predictor(readout).explains(()):
@@ -315,7 +315,7 @@ class Investigation:
         return found
 
     def _named(self, verdict: Verdict, operands: Operands) -> Verdict:
-        """Return the verdict on a product of other operands by the name of its fault, where it has one."""
+        """Return the verdict on a product of other operands, with the fault's kind if it has one."""
         if verdict.kind is not None or not operands.weight.has_codes:
             return verdict
         found = diagnose_product(self.implementation, operands)
@@ -323,7 +323,7 @@ class Investigation:
                                           "evidence": verdict.evidence | found.evidence})
 
     def _added(self, operands: Operands) -> Experiment | None:
-        """Return what comes out for x = 0, if it is a number other than 0."""
+        """Return the experiment with x = 0 if its output is a number other than 0; else None."""
         if not bool(operands.decoded.isfinite().all()):
             return None
         x = torch.zeros(self.case.m, self.case.k, dtype=self.bench.dtype, device=self.device)
@@ -347,8 +347,8 @@ class Investigation:
         return Verdict(status=Status.OK, summary=summary)
 
     def _stored(self, operands: Operands) -> Diagnosis | None:
-        """Return the fault in what is stored, where that can be seen: of this weight, and of one that holds the values
-        on which encoders differ."""
+        """Return the fault in the stored codes and scales, if they can be read, of this weight and of one with the
+        values on which encoders differ; else None."""
         if not operands.weight.has_codes or type(self.implementation).quantize is Implementation.quantize:
             return None
         judged = replace(operands, weight=replace(operands.weight, scheme=self.bench.judged))
@@ -358,14 +358,14 @@ class Investigation:
             found = diagnose_quantization(operands.original, judged, probe_quantization(self.implementation, small))
             if found is not None:
                 return found
-        # Zeros and outliers, which N(0, 1) does not have.
+        # Zeros and outliers, which N(0, 1) lacks.
         bench = Bench(self.implementation, small_case(self.case), self.device, self.inspection.seed)
         values = bench.quantized(bench.weight(bench.case, WeightContents.VALUES))
         if rule is not None and follows_rule(values.original, values.weight, rule):
             return None
         judged = replace(values, weight=replace(values.weight, scheme=bench.judged))
         found = diagnose_quantization(values.original, judged)
-        if found is not None and rule is None:      # a rule that N(0, 1) does not show: a floor under scales
+        if found is not None and rule is None:      # a rule without effect on N(0, 1), such as a floor under scales
             other = find_scale_rule(values.original, values.weight)
             if other is not None:
                 self.inspection.undeclared_rule = other.message()
@@ -379,7 +379,7 @@ class Investigation:
         readouts = [readout, *probes]
         if readout.original is None:
             known: list[DecodeFault | EncodeFault] = [*decode_faults(readout.weight)]
-        else:       # its layout cannot be seen either, but codes of less than a byte are packed somehow
+        else:       # its layout is unknown too, but codes narrower than a byte must be packed somehow
             fmt, scaling = self.bench.fmt, self.bench.scaling
             as_if = replace(readout.weight, layout="planar" if fmt.bits < 8 else "bytes")
             reached = probes[0].seen[probes[0].seen.isfinite()].abs()
@@ -390,15 +390,8 @@ class Investigation:
                 *scale_choice_faults(fmt, scaling),
                 *estimated_faults(readouts),
             ]
-            if all(
-                bool(
-                    (one.seen - one.original)
-                    .abs()
-                    .le(reference.one_hot_tolerance(one.original.double(), one.dtype))
-                    .all()
-                )
-                for one in readouts
-            ):
+            if all(bool(((one.seen - one.original).abs()
+                         <= reference.one_hot_tolerance(one.original.double(), one.dtype)).all()) for one in readouts):
                 return Diagnosis(Kind.INACCURATE, "the effective weight is the original: nothing was quantized", {})
         named = name_reading(readouts, known, self.maps)
         if named is not None and "fitting" in named.evidence:
@@ -410,7 +403,7 @@ class Investigation:
         return single_weights(readout) or diagnose_product(self.implementation, operands)
 
     def _probe_readouts(self) -> list[Readout]:
-        """Return readouts of weights on which faults differ, on the smaller shape."""
+        """Return readouts of probe weights, which tell faults apart, on the smaller shape."""
         small = small_case(self.case)
         bench = Bench(self.implementation, small, self.device, self.inspection.seed)
         plain = bench.quantized(bench.weight(small))

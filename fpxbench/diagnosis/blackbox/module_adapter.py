@@ -1,5 +1,4 @@
-"""A module that takes the place of a `torch.nn.Linear`, as an implementation whose weight is seen only through
-`forward`."""
+"""A module that replaces a `torch.nn.Linear`, as an implementation whose weight is visible only through `forward`."""
 
 from __future__ import annotations
 
@@ -20,11 +19,11 @@ Factory = Callable[[nn.Linear], nn.Module | None]
 
 
 class Wrapped(Implementation):
-    """A module made by a factory from a `torch.nn.Linear` without bias, whose weight has the activation's dtype."""
+    """A module that a factory makes from a `torch.nn.Linear` without bias, its weight in the activation's dtype."""
 
     name = "module"
     casts_weight = True
-    """A module is given its weight in the activation's dtype."""
+    """The module receives its weight in the activation's dtype."""
 
     def __init__(self, factory: Factory, dtype: torch.dtype) -> None:
         self.factory, self.dtype = factory, dtype
@@ -38,7 +37,7 @@ class Wrapped(Implementation):
         with torch.no_grad():
             linear.weight.copy_(weight)
         module = self.factory(linear)
-        if module is None:      # it changed the one that it was given
+        if module is None:      # the factory changed the module in place
             module = linear
         if not isinstance(module, nn.Module):
             raise ValueError(f"the factory returned {type(module).__name__}, not a torch.nn.Module")
@@ -56,8 +55,8 @@ def factory_named(name: str) -> Factory:
 
 
 def function_named(name: str, what: str) -> Callable:
-    """Return the function that ``package.module:function`` names, searched from the current folder too. Raise
-    ValueError that names what is missing; `what` says what the function does."""
+    """Return the function that ``package.module:function`` names, with the current folder on the path. Raise ValueError
+    if the module or the function is missing; `what` says what the function does."""
     module_name, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -65,9 +64,8 @@ def function_named(name: str, what: str) -> Callable:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name and (module_name == error.name or module_name.startswith(f"{error.name}.")):
-            raise ValueError(
-                f"{name!r}: there is no module {error.name!r} here or among the installed packages"
-            ) from None
+            raise ValueError(f"{name!r}: there is no module {error.name!r} here or among the installed packages"
+                             ) from None
         raise
     function = getattr(module, attribute, None)
     if not callable(function):
@@ -76,7 +74,7 @@ def function_named(name: str, what: str) -> Callable:
 
 
 def _check_takes_a_linear(name: str, factory: Factory) -> None:
-    """Raise ValueError for a factory that cannot be called with one module, where its signature can be seen."""
+    """Raise ValueError if the factory's signature, if it has one, does not accept a single module."""
     try:
         signature = inspect.signature(factory)
     except ValueError:      # some built-in functions have none
@@ -84,6 +82,4 @@ def _check_takes_a_linear(name: str, factory: Factory) -> None:
     try:
         signature.bind(nn.Linear)
     except TypeError as error:
-        raise ValueError(
-            f"{name!r} is called with a torch.nn.Linear and nothing else, and takes {signature}: {error}"
-        ) from None
+        raise ValueError(f"{name!r} must accept a single torch.nn.Linear, but takes {signature}: {error}") from None

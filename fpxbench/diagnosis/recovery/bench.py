@@ -1,4 +1,4 @@
-"""Designed experiments: store chosen codes and scales in an implementation, and read its effective weight."""
+"""Store chosen codes and scales in an implementation, and read its effective weight."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from fpxbench.records.case import Case
 from fpxbench.workloads import WeightContents
 
 MOST_WEIGHTS = 1 << 17
-"""Designed experiments are made on a shape of at most so many weights, where the case's own is larger."""
+"""Experiments use a smaller shape if the case's own has more weights than this."""
 SMALLER = 256, 512
 UNIT_EXPONENTS = (0, -1, 1, -2, 2, -4, 4, -6, 6)
 
 
 def small_case(case: Case) -> Case:
-    """Return the case, or one of a smaller weight to make experiments on: square where the case's is."""
+    """Return the case, or one with a smaller weight for experiments: square if the case's is."""
     if case.n * case.k <= MOST_WEIGHTS:
         return case
     n, k = (SMALLER[0], SMALLER[0]) if case.n == case.k else (min(case.n, SMALLER[0]), min(case.k, SMALLER[1]))
@@ -36,11 +36,11 @@ def small_case(case: Case) -> Case:
 
 
 class Bench:
-    """An implementation on one shape.
+    """A test bench for an implementation on one shape.
 
-    Where its codes lie in a known layout and nowhere else they are set directly (`sets_codes`). Otherwise it is given a
-    weight to quantize for which the scheme's definition determines the very codes and scales wanted: each block then
-    holds the format's largest number, in its middle, so that its scale is the one wanted.
+    If the implementation keeps codes only in a known layout, they are set directly (`sets_codes`). Otherwise it
+    quantizes a weight for which the scheme's definition determines the wanted codes and scales: each block then holds
+    the format's largest number, in its middle, which determines its scale.
     """
 
     def __init__(self, implementation: Implementation, case: Case, device: str, seed: int) -> None:
@@ -52,10 +52,9 @@ class Bench:
         self.n, self.k = case.n, case.k
         self.dtype = inputs.ACTIVATION_DTYPES[case.activation]
         self._alive: list[QuantizedWeight] = []
-        """Every weight that was stored: an implementation may know a weight by its address, which must not be used
-        again."""
+        """All stored weights: an implementation may identify a weight by its address, which must not be reused."""
         self.rows_mixed = False
-        """Set once codes are seen to be read from other rows: experiments then keep to one code everywhere."""
+        """Set if codes are read from other rows: experiments then use one code everywhere."""
         self.original = self.weight(case)
         self.template = self.quantized(self.original).weight
         if self.template.has_codes:
@@ -63,16 +62,16 @@ class Bench:
             self.scaling = self.judged.scaling
         self.sets_codes = self.template.has_codes and not self.template.extra
         self.unit = 1.0
-        """The scale under which codes are read, see `choose_unit`."""
+        """The scale under which codes are read; see `choose_unit`."""
 
     def weight(self, case: Case, contents: WeightContents | None = None) -> Tensor:
-        """Return the weight of a case, fp32 [N, K], as a module is given it: in the activation's dtype."""
+        """Return the weight of a case, fp32 [N, K], rounded to the activation's dtype if the implementation casts it.
+        """
         weight = inputs.make_weight(case, self.seed, self.device, contents)
         return weight.to(self.dtype).float() if getattr(self.implementation, "casts_weight", False) else weight
 
     def quantized(self, original: Tensor) -> Operands:
-        """Return `original` [N, K] as the implementation stores it; `decoded` is what the scheme's definition makes of
-        it."""
+        """Return `original` [N, K] as the implementation stores it; `decoded` follows the scheme's definition."""
         weight = self.implementation.quantize(original.clone(), self.scheme)
         self._alive.append(weight)
         decoded = (self._as_judged(weight).dequantize() if weight.has_codes
@@ -87,14 +86,14 @@ class Bench:
         """Whether the scheme stores the second-level scale as a divisor."""
         return bool(getattr(self.scaling, "divides", False))
 
-    # Scales: [1, 1], [N, 1] or [N, G], chosen by their numbers.
+    # Scales: [1, 1], [N, 1] or [N, G], given by their values.
 
     @property
     def grid_shape(self) -> tuple[int, int]:
         return self.scaling.grid_shape(self.n, self.k)
 
     def scales(self, numbers: Tensor) -> Scales:
-        """Return scales of these numbers, [grid_shape] or broadcast to it: numbers that the scaling's format holds."""
+        """Return scales of these values, [grid_shape] or broadcast to it, which the scale format must represent."""
         return self.scaling.scales_from(numbers.float().to(self.device).expand(self.grid_shape).contiguous())
 
     def scales_of_codes(self, codes: Tensor) -> Scales:
@@ -104,12 +103,11 @@ class Bench:
 
     @cached_property
     def unscaled(self) -> Tensor:
-        """Where weights were seen to be multiplied by another factor than their scale's, bool [N, K]; set by
-        `recover_blocks`."""
+        """Where weights are not multiplied by their scale, bool [N, K]; set by `recover_blocks`."""
         return torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
 
     def choose_unit(self) -> None:
-        """Read codes under the power of two nearest 1 under which a weight of one code is read as a number, not 0."""
+        """Set the unit scale to the power of two nearest 1 under which the largest code reads as a nonzero number."""
         columns = torch.linspace(0, self.k - 1, min(self.k, 8)).round().long().unique().to(self.device)
         for exponent in UNIT_EXPONENTS:
             self.unit = 2.0**exponent
@@ -123,13 +121,13 @@ class Bench:
         return self.scales(torch.full((1, 1), self.unit))
 
     def read_codes(self, codes: Tensor, columns: Tensor | None = None) -> Tensor:
-        """Return the effective weight of uint8 `codes` under the unit scale, over that scale: float64 [N, C]."""
+        """Return the effective weight of uint8 `codes` under the unit scale, divided by that scale: float64 [N, C]."""
         return self.read(self.hold(codes, self.unit_scales), columns) / self.unit
 
     @cached_property
     def forced(self) -> Tensor:
-        """Where a code cannot be chosen, bool [N, K]: a block's middle, which holds the largest number. Its ends are
-        free: there, a neighbour's scale may be met."""
+        """Where a code cannot be chosen, bool [N, K]: a block's middle, which holds the largest number. Its ends stay
+        free, to detect a neighbour's scale."""
         forced = torch.zeros(self.n, self.k, dtype=torch.bool, device=self.device)
         if not self.sets_codes:
             rows, block = self.scaling.block_shape(self.n, self.k)
@@ -139,7 +137,7 @@ class Bench:
 
     @cached_property
     def free(self) -> Tensor:
-        """Where both code and scale are the ones wanted, bool [N, K]."""
+        """Where both code and scale can be chosen, bool [N, K]."""
         free = ~self.forced
         if self._scale_is_forced:
             free[0, :self.scaling.block] = False
@@ -147,25 +145,25 @@ class Bench:
 
     @property
     def scaled(self) -> Tensor:
-        """Where codes are read under the scale that is set, bool [N, K]: free, and not seen to meet a constant."""
+        """Where codes are read under the chosen scale, bool [N, K]: free, and not multiplied by a constant."""
         return self.free & ~self.unscaled
 
     @property
     def _scale_is_forced(self) -> bool:
-        """Where codes cannot be set, nv's largest block scale decides the tensor scale: row 0's first block has the
-        largest there is."""
+        """Whether row 0's first block must have the largest block scale: if codes cannot be set, nv's tensor scale is
+        derived from the largest block scale."""
         return self.scaling.has_tensor_scale and not self.sets_codes
 
     @property
     def forced_scale(self) -> float | None:
-        """What that block multiplies by under the unit scales; None where scales can be set."""
+        """The factor of that block under the unit scales; None if scales can be set."""
         if not self._scale_is_forced or self.scaling.scale_format.format is None:
             return None
         tensor = float(self.unit_scales.tensor_scale)
         return self.scaling.scale_format.format.max * (1 / tensor if self.divides_by_global_scale else tensor)
 
     def hold(self, codes: Tensor, scales: Scales) -> Operands:
-        """Return the implementation with uint8 `codes` [N, K] under `scales`, but for places that are not `free`."""
+        """Store uint8 `codes` [N, K] under `scales`, except where they are not `free`."""
         codes = codes.to(torch.uint8).to(self.device).expand(self.n, self.k)
         codes = torch.where(self.forced, self.fmt.max_code, codes).contiguous()
         if self._scale_is_forced:
@@ -179,20 +177,20 @@ class Bench:
         return Operands(self.case, self.device, self.seed, wanted.dequantize(), stored, stored.dequantize())
 
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
-        """Return the effective weight, float64 [N, C]: every column, or `columns`."""
+        """Return the effective weight, float64 [N, C]: all columns, or `columns`."""
         wanted = list(range(self.k)) if columns is None else columns.tolist()
         return torch.cat(
             [weights for _, weights in contract.one_hot_columns(self.implementation, operands, wanted)], dim=1
         ).double()
 
     def row_sums(self, operands: Operands) -> Tensor:
-        """Return the sums of the effective weight's rows, float64 [N]: there, infinity is not multiplied by 0."""
+        """Return the sums of the effective weight's rows, float64 [N]; unlike one-hot products, they keep infinity."""
         x = torch.ones(self.case.m, self.k, dtype=self.dtype, device=self.device)
         return contract.call(self.implementation.matmul, x, operands.weight, self.device).seen[0].double()
 
     def readout(self, operands: Operands, *, unseen: bool | None = None) -> Readout:
-        """Return every weight read out. What became of `operands.original` is taken for `unseen` where its codes are
-        not stored as such."""
+        """Read out every weight. `unseen`: treat the codes of `operands.original` as hidden (None: unless the
+        implementation stores codes)."""
         unseen = not operands.weight.has_codes if unseen is None else unseen
         weight = self._as_judged(operands.weight)
         if unseen:
@@ -201,22 +199,18 @@ class Bench:
         return Readout(weight, torch.arange(self.k, device=self.device), self.read(operands), definition, self.dtype,
                        self.implementation.activation_format_under(self.scheme), operands.original if unseen else None)
 
-    # What a number looks like once it was read.
+    # Comparison of numbers read.
 
     def near(self, seen: Tensor, wanted: Tensor, roundings: float | Tensor = 1) -> Tensor:
-        """Return where numbers that were read are those wanted, which 16 bits hold exactly, but for so many roundings;
-        NaN is NaN, and infinity infinity."""
+        """Return where `seen` equals `wanted`, which 16 bits hold exactly, within `roundings`; NaN equals NaN, and
+        infinity infinity."""
         finfo = torch.finfo(self.dtype)
         tolerance = roundings * reference.unit_roundoff(self.dtype) * wanted.abs() + finfo.smallest_normal * finfo.eps
         past = wanted.abs() > finfo.max
-        return (
-            (((seen - wanted).abs() <= tolerance) & wanted.isfinite())
-            | (seen.isnan() & wanted.isnan())
-            | (seen == wanted)
-            | (past & ~seen.isfinite())
-        )
+        return ((((seen - wanted).abs() <= tolerance) & wanted.isfinite()) | (seen.isnan() & wanted.isnan())
+                | (seen == wanted) | (past & ~seen.isfinite()))
 
     @property
     def table(self) -> Tensor:
-        """The definition's, float64 [2**bits]."""
+        """The format's decode table, float64 [2**bits]."""
         return decode_table(self.fmt, self.device).double()

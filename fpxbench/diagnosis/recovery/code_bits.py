@@ -1,9 +1,8 @@
-"""Find the other reading of a code's bits that gives a recovered decode table: bits in another order, inverted or added
-to each other, or a sign by another convention.
+"""Find the misreading of a code's bits that gives a recovered decode table: bits reordered, inverted or xored, or
+another sign convention.
 
-A map of bits that is linear over GF(2), with a constant: bit i of the code that is read is the xor of some bits of the
-stored one, and 1 or 0. Orders of bits, rotations, exchanged nibbles, inverted bits, Gray codes and one's complement are
-all of this form.
+The maps of bits are affine over GF(2): bit i of the code read is the xor of some bits of the stored code and a
+constant. Bit orders, rotations, exchanged nibbles, inverted bits, Gray codes and one's complement have this form.
 """
 
 from __future__ import annotations
@@ -22,12 +21,11 @@ from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.tensor_codec import decode_table
 
 _MOST_CANDIDATES = 1 << 12
-"""Several codes may be the same number (0 and -0, all NaNs): as many combinations of them are tried."""
+"""Several codes may stand for one number (0 and -0, all NaNs): at most this many combinations are tried."""
 
 
 def describe_code_bits(bench: Bench, table: Tensor, tried: Tensor) -> str | None:
-    """Return the reading of bits by which every code of `table` [2**bits] that was `tried` is the number that it was
-    read as; None if there is none."""
+    """Return the misreading of bits that gives the entries of `table` [2**bits] that were `tried`, or None."""
     found = _affine_map(bench, table, tried)
     partly = None
     for text, values, counted in _signed_conventions(bench):
@@ -40,7 +38,7 @@ def describe_code_bits(bench: Bench, table: Tensor, tried: Tensor) -> str | None
 
 
 def _signed_conventions(bench: Bench) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Yield other conventions of a sign: a clause, the table, and for which codes it says something."""
+    """Yield other sign conventions: a clause, the table, and the codes for which it is defined."""
     fmt = bench.fmt
     if isinstance(fmt, Codebook) or not fmt.signed:
         return
@@ -65,7 +63,7 @@ def _signed_conventions(bench: Bench) -> Iterator[tuple[str, Tensor, Tensor]]:
 
 
 def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], int] | None:
-    """Return the columns of the linear map (what each bit of a stored code toggles) and its constant; None where none
+    """Return the columns of the linear map (what each bit of a stored code toggles) and its constant; None if no map
     gives the table."""
     bits, size = bench.fmt.bits, 1 << bench.fmt.bits
     basis = _affine_basis(bench, table, tried)
@@ -82,13 +80,13 @@ def _affine_map(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[int], 
             read ^= torch.where((codes >> bit & 1) == 1, column, 0)
         if len(read.unique()) == size and bool(bench.near(table, bench.table[read])[tried].all()):
             fitting.append((columns, constant))
-    # Of maps that differ in what no number shows, the one that only moves bits, and fewest.
+    # Among maps with the same numbers, prefer the one that moves the fewest bits.
     return min(fitting, key=lambda one: (sum(map(int.bit_count, one[0])), one[1].bit_count()), default=None)
 
 
 def _affine_basis(bench: Bench, table: Tensor, tried: Tensor) -> list[int]:
-    """Return one more code than there are bits, whose differences span all codes, of those that were `tried`: powers
-    of two first, and numbers that one code alone stands for. Fewer where they do not span."""
+    """Return one more code than there are bits, of those `tried`, whose differences span all codes; fewer if there are
+    none. Codes with a unique number come first, then powers of two."""
     candidates = [0, *(1 << bit for bit in range(bench.fmt.bits)), *range(1 << bench.fmt.bits)]
     alone = [code for code in candidates if int(bench.near(table[code], bench.table).sum()) == 1]
     basis: list[int] = []
@@ -106,7 +104,7 @@ def _affine_basis(bench: Bench, table: Tensor, tried: Tensor) -> list[int]:
 
 
 def _solved(inputs: list[int], images: list[int]) -> list[int]:
-    """Return the columns of the linear map that takes each of `inputs`, which are independent, to its image."""
+    """Return the columns of the linear map from the independent `inputs` to `images`."""
     rows = list(zip(inputs, images, strict=True))
     for bit in range(len(rows)):
         at = next(n for n in range(bit, len(rows)) if rows[n][0] >> bit & 1)
@@ -121,7 +119,7 @@ def _applied(columns: list[int], code: int) -> int:
 
 
 def describe_affine(columns: list[int], constant: int) -> str:
-    """Return a clause for a map of bits."""
+    """Describe a map of bits as a clause."""
     bits = len(columns)
     rows = [[bit for bit in range(bits) if columns[bit] >> at & 1] for at in range(bits)]
     inverted = _named([bit for bit in range(bits) if constant >> bit & 1])

@@ -1,7 +1,6 @@
-"""Recover which stored code each weight is read from, and which of its bits.
+"""Recover which stored code, and which of its bits, each weight is read from.
 
-Every place gets a sequence of codes that no other place has, over several weights, and each sequence that is read is
-looked up.
+Over several weights, every place gets a unique sequence of codes, and each sequence read is looked up.
 """
 
 from __future__ import annotations
@@ -20,17 +19,16 @@ from fpxbench.numbers import packing
 from fpxbench.records.kinds import Kind
 
 WEIGHTS = 3, 48
-"""Weights of random codes: enough to see whether the order is right; and to find where each bit comes from."""
+"""Numbers of random weights: to see whether the order is right; and to find the source of each bit."""
 ROWS = 8
-"""Rows in which each bit is looked for."""
+"""Number of rows in which each bit is searched."""
 SURE = 24
-"""Bits of a sequence that must agree: by chance one place in 2**24 does, of a few thousand that are looked at."""
+"""Bits of a sequence that must agree: one place in 2**24 does by chance, and a few thousand are compared."""
 SHOWN = 64
 
 
 def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | None]:
-    """Recover the code of each weight from codes that are random, one weight after another; the map where codes move as
-    a whole."""
+    """Recover the source of each weight's code from weights of random codes; return the map too if whole codes move."""
     alphabet = _distinct_codes(bench, table)
     if len(alphabet) < 2:
         return Experiment(
@@ -71,29 +69,23 @@ def recover_order(bench: Bench, table: Tensor) -> tuple[Experiment, IndexMap | N
 
 
 def _known_order(bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]) -> tuple[Kind, str] | None:
-    """Return the known fault in the order of codes that gives every weight read; None if there is none, or faults of
-    two kinds."""
+    """Return the known fault in the order of codes that explains every weight read; None if there is none, or faults of
+    several kinds do."""
     columns = torch.arange(bench.k, device=bench.device)
     layout = bench.template.layout if bench.sets_codes else ("planar" if bench.fmt.bits < 8 else "bytes")
-    padded = [
-        torch.nn.functional.pad(codes.to(torch.uint8), (0, packing.padded_k(bench.k) - bench.k)) for codes in stored
-    ]
-    found = [
-        fault
-        for fault in code_order_faults(bench.fmt, layout, bench.k)
-        if all(
-            bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.scaled].all())
-            for codes, seen in zip(padded, read, strict=True)
-        )
-    ]
+    tail = packing.padded_k(bench.k) - bench.k
+    padded = [torch.nn.functional.pad(codes.to(torch.uint8), (0, tail)) for codes in stored]
+    found = [fault for fault in code_order_faults(bench.fmt, layout, bench.k)
+             if all(bool(bench.near(seen, table[fault.apply(codes, columns).long()])[bench.scaled].all())
+                    for codes, seen in zip(padded, read, strict=True))]
     return (found[0].kind, found[0].message) if len({fault.kind for fault in found}) == 1 else None
 
 
 def _whole_codes(
     bench: Bench, table: Tensor, stored: list[Tensor], read: list[Tensor]
 ) -> tuple[Experiment, IndexMap] | None:
-    """Return the map of whole codes, anywhere in the weight, that gives what was read; None where it gives too little
-    of it."""
+    """Return the map of whole codes, from anywhere in the weight, that explains what was read; None if it explains less
+    than half."""
     numbers = table[table.isfinite()].unique()
     source_key, source_sure = _number_keys(bench, numbers, [table[codes] for codes in stored])
     seen_key, sure = _number_keys(bench, numbers, read)
@@ -115,7 +107,7 @@ def _whole_codes(
 
 
 def _number_keys(bench: Bench, numbers: Tensor, values: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Hash each place's sequence of numbers; false where one of them is no code's."""
+    """Return a hash of each place's sequence of numbers, and whether all of them are numbers of the table."""
     key = torch.zeros(bench.n, bench.k, dtype=torch.int64)
     sure = torch.ones(bench.n, bench.k, dtype=torch.bool)
     weights = torch.randint(1 << 62, (len(values),), generator=torch.Generator().manual_seed(1)).tolist()
@@ -127,7 +119,7 @@ def _number_keys(bench: Bench, numbers: Tensor, values: list[Tensor]) -> tuple[T
 
 
 def _whole_codes_experiment(found: IndexMap, tried: int, free: int, rest: str) -> Experiment:
-    """Return the fault of codes that are read from other places."""
+    """Return the experiment on codes that are read from other places."""
     moved = found.moved
     differences = [
         Difference(entry=f"row {n}, weight {k}", definition="its own code",
@@ -145,7 +137,8 @@ def _whole_codes_experiment(found: IndexMap, tried: int, free: int, rest: str) -
 
 
 def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
-    """Return the place of each bit from sequences of bits, +1 or -1 (0: not known), [rows, K, bits, weights]."""
+    """Return the experiment on the source of each bit, from sequences of bits, +1 or -1 (0: unknown), [rows, K, bits,
+    weights]."""
     rows, k, bits, _ = stored.shape
     agreed: Tensor | None = None
     for row in range(rows):
@@ -154,13 +147,10 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
         agreeing = wanted @ source.T
         most, at = agreeing.max(dim=1)
         second = agreeing.scatter_(1, at[:, None], -torch.inf).amax(dim=1)
-        # A bit that never changes has no place; a place that is not found in one row may be in another.
+        # The source of a constant bit is unknown; a source missing from one row may be found in another.
         found = torch.where((counted >= SURE) & (most == counted) & (second < counted), at, -1)
-        agreed = (
-            found
-            if agreed is None
-            else torch.where((found >= 0) & (agreed >= 0) & (found != agreed), -2, torch.maximum(found, agreed))
-        )
+        agreed = found if agreed is None else torch.where(
+            (found >= 0) & (agreed >= 0) & (found != agreed), -2, torch.maximum(found, agreed))
     source = agreed.cpu().reshape(k, bits)
     own = torch.arange(k * bits).reshape(k, bits)
     free = bench.scaled.any(dim=0).cpu()[:, None].expand(k, bits)
@@ -202,8 +192,7 @@ def _sources(bench: Bench, stored: Tensor, seen: Tensor) -> Experiment:
 
 
 def _made_of(sources: Tensor, bits: int) -> str:
-    """Return ``code of 5``, or ``bits 0-3 of 5, bits 0-1 of 9``, low bits first; `sources` are numbers k * bits +
-    bit."""
+    """Return ``code of 5``, or ``bits 0-3 of 5, bits 0-1 of 9``, low bits first; `sources` are k * bits + bit."""
     runs: list[list[int]] = []     # bit, source column, source bit, length
     for bit, source in enumerate(sources.tolist()):
         column, at = divmod(source, bits) if source >= 0 else (-1, -1)
@@ -223,7 +212,7 @@ def _made_of(sources: Tensor, bits: int) -> str:
 
 
 def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
-    """Return the rule by which whole codes are moved; None if no one rule does."""
+    """Return the rule by which whole codes, or bits within all codes, move; None if there is no single rule."""
     column = torch.arange(len(source))
     known = (source >= 0) & free
     from_column, from_bit = source // bits, source % bits
@@ -251,8 +240,8 @@ def _rule(source: Tensor, free: Tensor, bits: int) -> str | None:
 
 
 def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
-    """Return codes that are read as a finite number each. Of 8 bits those in which no nibble is all or none but for its
-    upper bit: mixed in any way they make no NaN, which would hide the rest of its row."""
+    """Return codes that are read as finite numbers. For 8 bits, only those in which the low three bits of each nibble
+    are neither all set nor all clear: no mixture of their bits is NaN, which would hide the rest of its row."""
     codes = torch.arange(len(table), device=table.device)
     usable = table.isfinite() & bench.table.isfinite() & (bench.table.abs() <= bench.fmt.max)
     if bench.fmt.bits == 8:
@@ -263,13 +252,13 @@ def _distinct_codes(bench: Bench, table: Tensor) -> Tensor:
 
 
 def _bits(codes: Tensor, bits: int) -> Tensor:
-    """Return +1 or -1, float [..., bits], low bits first."""
+    """Return the bits of codes as +1 or -1, float [..., bits], low bits first."""
     return ((codes[..., None] >> torch.arange(bits, device=codes.device)) & 1).float() * 2 - 1
 
 
 def _bits_of_numbers(bench: Bench, table: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the numbers of `table`, ascending, and the bits of the code that each stands for, [numbers, bits]; 0 where
-    its codes differ in that bit."""
+    """Return the numbers of `table`, ascending, and the bits of each number's code, [numbers, bits]; 0 where its codes
+    differ in a bit."""
     numbers = table.unique()
     numbers = numbers[numbers.isfinite()]
     all_bits = _bits(torch.arange(len(table), device=table.device), bench.fmt.bits)
@@ -278,7 +267,7 @@ def _bits_of_numbers(bench: Bench, table: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read_bits(bench: Bench, numbers: Tensor, of_number: Tensor, read: Tensor) -> Tensor:
-    """Return the bits of the code that each number read stands for; 0 where it stands for none."""
+    """Return the bits of the code of each number read; 0 if it has none."""
     at = torch.bucketize(read.nan_to_num(torch.inf), (numbers[1:] + numbers[:-1]) / 2)
     found = of_number[at]
     return torch.where(bench.near(read, numbers[at])[..., None], found, 0.0)

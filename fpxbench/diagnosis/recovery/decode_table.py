@@ -1,5 +1,4 @@
-"""Recover the effective decode table. Every code of a row is the same, so that nothing depends on the order of
-codes."""
+"""Recover the effective decode table from rows of a single code, so that the order of codes does not matter."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from fpxbench.diagnosis.decode_fault import DecodeFault, table_claims_hold
 from fpxbench.diagnosis.decode_faults import is_subnormal, scale_faults, scaled_by, table_faults
 from fpxbench.diagnosis.encode_faults import EncodeFault
 from fpxbench.diagnosis.experiment import Difference, Experiment
-from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, singly, table_under
+from fpxbench.diagnosis.hypotheses import Faults, in_pairs, kinds_of, names_of, of_step, singly, table_under
 from fpxbench.diagnosis.recovery.bench import Bench
 from fpxbench.diagnosis.recovery.code_bits import describe_code_bits
 from fpxbench.numbers.codebook import CODEBOOKS, NumberFormat
@@ -27,19 +26,19 @@ from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 COLUMNS = 8
-"""Columns in which each code is read, spread over K."""
+"""Number of columns, spread over K, in which each code is read."""
 ARRANGEMENTS = 5
-"""Rows to which each code is given."""
+"""Number of rows that hold each code."""
 _AT_ONCE = 512
-"""Tables that are compared at once."""
+"""Tables to compare at once."""
 
 
 def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
-    """Return what each code is read as under the unit scale, float64 [2**bits], and how that differs from the format's.
+    """Return the number that each code is read as under the unit scale, float64 [2**bits], and the experiment.
 
-    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is given to several rows and read in
-    several columns. Rows and columns in which most codes are not what they are elsewhere are left out: there, something
-    else is wrong. A code that is then not the same number everywhere has NaN for its entry.
+    A row holds one code, so that NaN stays in its row (0 * NaN is NaN). Each code is stored in several rows and read in
+    several columns. Rows and columns in which most codes differ from elsewhere have another fault and are excluded. A
+    code that is still not the same number everywhere gets NaN.
     """
     size = 1 << bench.fmt.bits
     codes = torch.arange(size, device=bench.device)
@@ -69,7 +68,8 @@ def recover_table(bench: Bench) -> tuple[Tensor, Experiment]:
 
 
 def _read_codes(bench: Bench, codes: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what each of `codes` is read as, [2**bits, arrangements, columns], and the row that it was given to."""
+    """Return the numbers that `codes` are read as, [2**bits, arrangements, columns], and their rows [2**bits,
+    arrangements]."""
     size = 1 << bench.fmt.bits
     rng = inputs.generator(bench.seed, "table")
     numbers = codes[bench.table[codes].isfinite()]
@@ -78,7 +78,7 @@ def _read_codes(bench: Bench, codes: Tensor, columns: Tensor) -> tuple[Tensor, T
     for arrangement in range(ARRANGEMENTS):
         for part in codes[torch.randperm(len(codes), generator=rng).to(codes.device)].split(bench.n):
             rows = torch.randperm(bench.n, generator=rng)[:len(part)].to(codes.device)
-            # Other rows hold other codes too: with one code in them, rows that change places would all read that.
+            # Other rows hold various codes too: with a single code in them, exchanged rows would go unnoticed.
             held = numbers[torch.randint(len(numbers), (bench.n, 1), generator=rng).to(codes.device)].to(torch.uint8)
             held[rows, 0] = part.to(torch.uint8)
             seen[part, arrangement] = bench.read_codes(held, columns)[rows]
@@ -89,11 +89,11 @@ def _read_codes(bench: Bench, codes: Tensor, columns: Tensor) -> tuple[Tensor, T
 def _agreed_table(
     bench: Bench, codes: Tensor, seen: Tensor, row_of: Tensor, ordinary: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the number that most places read for each code, where others were read, and which places are sound."""
+    """Return the number that most places read for each code, the places that read another, and the sound places."""
     size = len(seen)
     sound = ordinary[row_of]
     for _ in range(2):
-        # Of the numbers that a code was read as, the one that most others are near to.
+        # Of the numbers read for a code, take the one with the most others near it.
         flat = seen.reshape(size, -1)
         alike = (bench.near(flat[:, :, None], flat[:, None, :]) & sound.reshape(size, 1, -1)).sum(dim=2)
         table = flat.gather(1, alike.argmax(dim=1)[:, None])[:, 0]
@@ -106,18 +106,14 @@ def _agreed_table(
 
 
 def _table_experiment(bench: Bench, table: Tensor, tried: Tensor) -> Experiment:
-    """Return how a recovered table differs from the format's."""
+    """Return the experiment that compares a recovered table with the format's."""
     right, count = bench.table, int(tried.sum())
     wrong = tried & ~bench.near(table, right)
-    differences = [     # what makes an output NaN or infinite stands first
-        Difference(
-            entry=bench.fmt.describe_code(code), definition=number_text(right[code]), effective=number_text(table[code])
-        )
-        for code in sorted(
-            wrong.nonzero().reshape(-1).tolist(),
-            key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()),
-        )
-    ]
+    # Codes that wrongly make an output NaN or infinite come first.
+    ordered = sorted(wrong.nonzero().reshape(-1).tolist(),
+                     key=lambda code: bool(table[code].isfinite() | ~right[code].isfinite()))
+    differences = [Difference(entry=bench.fmt.describe_code(code), definition=number_text(right[code]),
+                              effective=number_text(table[code])) for code in ordered]
     if not differences:
         message = f"all {count} codes decode to their definition"
         return Experiment(name="table", right=True, tried=count, message=message)
@@ -131,10 +127,10 @@ def _table_experiment(bench: Bench, table: Tensor, tried: Tensor) -> Experiment:
 
 
 def ordinary_places(bench: Bench) -> Tensor:
-    """Return where a weight of one code everywhere is read as its own number, or where less than a quarter is, as the
-    number that most of it is, bool [N, K].
+    """Return where a weight of one code everywhere is read as that code's number, bool [N, K]; or, if less than a
+    quarter is, as the most frequent number.
 
-    That is not where K's tail is left out, or a scale is padding; and everywhere if nothing is read as a number.
+    This excludes an ignored tail of K, and scales read from padding. All true if nothing is read as a number.
     """
     seen = bench.read_codes(torch.full((1, 1), bench.fmt.max_code))
     usable = seen.isfinite() & (seen.abs() > 2.0**-60) & ~bench.unscaled
@@ -148,8 +144,8 @@ def ordinary_places(bench: Bench) -> Tensor:
 
 
 def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
-    """Return the table [2**bits] from weights of one code everywhere, which no order of rows or columns changes; None
-    where even they are read as several numbers."""
+    """Return the table [2**bits] from weights of one code everywhere, which moved rows or columns do not affect; None
+    if even these are read as several numbers."""
     table = torch.full((1 << bench.fmt.bits,), torch.nan, dtype=torch.float64, device=bench.device)
     places = (bench.free & ordinary_places(bench)).nonzero()
     row, column = places[len(places) // 2].tolist()
@@ -163,11 +159,11 @@ def _uniform_table(bench: Bench, codes: Tensor) -> Tensor | None:
 
 
 def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
-    """Return the known faults that give `table` exactly, alone or two or three at once; or the format that it is of."""
+    """Return the up to three known faults that give `table` exactly; or the other format whose table it is."""
     right = decode_table(bench.fmt, bench.device)
     tables = _Tables(bench)
 
-    # Bits that are exchanged within each code look like another table too.
+    # Bits exchanged within each code also change the table.
     within = [one for one in code_order_faults(bench.fmt, bench.template.layout, bench.k)
               if not bench.near(tables.under((one,)), right.double()).all()] if bench.sets_codes else []
     known = [*table_faults(bench.fmt), *within,
@@ -188,7 +184,7 @@ def _name_table(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list, str]:
 
 
 def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Kind], str]:
-    """Return the fault of codes that are decoded as another format's numbers, those that are no numbers left aside."""
+    """Return the fault of codes that are decoded as another format, ignoring that format's non-finite codes."""
     candidates: Iterator[NumberFormat] = chain(FORMATS.values(), CODEBOOKS.values(), _of_the_same_width(bench.fmt))
     for other in candidates:
         if other.bits != bench.fmt.bits or not other.signed:
@@ -204,8 +200,8 @@ def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Ki
 
 
 def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
-    """Return what every code is read as times its value, NaN and infinity as they are; None if there is no such factor,
-    or it is 1."""
+    """Return the common factor of all codes in `table`, NaN and infinity unchanged; None if it is 1 or there is none.
+    """
     finite = bench.table.isfinite() & tried & (bench.table != 0)
     right, read = bench.table[finite], table[finite]
     factor = float((read * right).sum() / right.square().sum())
@@ -213,46 +209,40 @@ def common_factor(bench: Bench, table: Tensor, tried: Tensor) -> float | None:
         return None
     wanted = bench.table * factor
     near = bench.near(table, wanted)
-    # the factor is as coarse as what it was seen by
+    # the factor is only as exact as the numbers read
     near |= (table - wanted).abs() <= 2 * reference.unit_roundoff(bench.dtype) * wanted.abs()
     return factor if bool(near[tried].all()) else None
 
 
 def gives_table(bench: Bench, faults: Faults, table: Tensor) -> bool:
-    """Return whether reading with `faults` gives `table`, as far as both say. Those of an encoder may show in it in
-    ways of their own."""
+    """Return whether reading with `faults` gives `table` where both are known. Encoder faults are not tested: their
+    effect on the table is not predicted."""
     if any(isinstance(one, EncodeFault) for one in faults):
         return True
-    said = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
-    return bool(bench.near(table, _table_under(bench, faults))[said].all())
+    known = ~table.isnan() if not bench.sets_codes else torch.ones_like(table, dtype=torch.bool)
+    return bool(bench.near(table, _Tables(bench).under(faults))[known].all())
 
 
 def effective_table(bench: Bench, faults: Faults) -> Tensor:
-    """Return what rows of one code are read as by a reader that makes `faults`, its scales left out: float64
-    [2**bits]."""
+    """Return the numbers that rows of one code are read as under `faults`, without scales: float64 [2**bits]."""
     return _Tables(bench).unscaled(faults)
 
 
-def _table_under(bench: Bench, faults: Faults) -> Tensor:
-    """Return the same under a scale of 1 as it is read."""
-    return _Tables(bench).under(faults)
-
-
 class _Tables:
-    """What rows of one code are read as under faults: float64 [2**bits]. Sets of faults share their parts."""
+    """Predicted decode tables under faults, float64 [2**bits], with cached parts that sets of faults share."""
 
     def __init__(self, bench: Bench) -> None:
         self.bench = bench
         self._made, self._read, self._factor = cache(self._made_by), cache(self._read_by), cache(self._factor_by)
 
     def unscaled(self, faults: Faults) -> Tensor:
-        return self._made(_of_step(faults, "table"))[self._read(_of_step(faults, "codes"))]
+        return self._made(of_step(faults, "table"))[self._read(of_step(faults, "codes"))]
 
     def under(self, faults: Faults) -> Tensor:
-        return self.unscaled(faults) * self._factor(_of_step(faults, "scales"))
+        return self.unscaled(faults) * self._factor(of_step(faults, "scales"))
 
     def giving(self, table: Tensor, tried: Tensor, sets: Iterable[Faults]) -> Iterator[Faults]:
-        """Yield those of `sets` that give `table` where it was `tried`."""
+        """Yield the sets of faults that give `table` where it was `tried`."""
         remaining = iter(sets)
         while some := list(islice(remaining, _AT_ONCE)):
             near = self.bench.near(table[tried], torch.stack([self.under(faults) for faults in some])[:, tried])
@@ -262,33 +252,29 @@ class _Tables:
         return table_under(faults, decode_table(self.bench.fmt, self.bench.device)).double()
 
     def _read_by(self, faults: tuple[DecodeFault, ...]) -> Tensor:
-        """Return the code that is read in the middle of a row of each code, int32 [2**bits]."""
+        """Return the code read in the middle of a row of each code, int32 [2**bits]."""
         bench = self.bench
-        codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)[:, None].repeat(
-            1, padded_k(bench.k)
-        )
+        codes = torch.arange(1 << bench.fmt.bits, dtype=torch.uint8, device=bench.device)
+        codes = codes[:, None].repeat(1, padded_k(bench.k))
         for fault in faults:
             codes = fault.apply(codes, torch.arange(codes.shape[1], device=bench.device))
         return codes[:, bench.k // 2].int()
 
     def _factor_by(self, faults: tuple[DecodeFault, ...]) -> float:
-        factor = torch.ones(1, device=self.bench.device), torch.ones(1, device=self.bench.device)
+        block, tensor = torch.ones(1, device=self.bench.device), torch.ones(1, device=self.bench.device)
         for fault in faults:
-            factor = fault.apply(*factor)
-        return float(_product(factor))
-
-
-def _of_step(faults: Faults, step: str) -> tuple[DecodeFault, ...]:
-    return tuple(one for one in faults if isinstance(one, DecodeFault) and one.step == step)
+            block, tensor = fault.apply(block, tensor)
+        return float(block * tensor)
 
 
 def _of_the_same_width(fmt: NumberFormat) -> list[Format]:
-    """Return signed floats of as many bits that are numbers only, with the usual bias."""
+    """Return signed float formats of the same width, all codes finite, with the usual bias."""
     return [Format(f"e{e}m{fmt.bits - 1 - e}", e, fmt.bits - 1 - e, (1 << (e - 1)) - 1) for e in range(2, fmt.bits)]
 
 
 def known_code(table: Tensor) -> tuple[int | None, float]:
-    """Return the code read as a number nearest 1 in magnitude, and that number: by it, factors are seen."""
+    """Return the code whose number in `table` is nearest 1 in magnitude, and that number; (None, 0) if none is usable.
+    """
     usable = table.isfinite() & (table.abs() >= 2.0**-20) & (table.abs() <= 2.0**20)
     if not bool(usable.any()):
         return None, 0.0
@@ -298,14 +284,10 @@ def known_code(table: Tensor) -> tuple[int | None, float]:
 
 
 def plain_weights(bench: Bench, code: int, number: float) -> Tensor:
-    """Return where a weight that is all `code` is read as `number`: bool [N, K]. Not where that cannot be chosen, nor
-    where padding is read."""
+    """Return where a weight of all `code` is read as `number`, bool [N, K]; not where the code cannot be chosen."""
     seen = bench.read_codes(torch.full((1, 1), code))
     return bench.near(seen, torch.full_like(seen, number)) & bench.free & ~bench.unscaled
 
-
-def _product(parts: tuple[Tensor, Tensor]) -> Tensor:
-    return parts[0] * parts[1]
 
 
 def number_text(value: Tensor | float) -> str:

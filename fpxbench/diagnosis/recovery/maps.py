@@ -1,4 +1,4 @@
-"""Recover every map that an implementation applies, and name the fault in each from its own experiment."""
+"""Recover every map that an implementation applies, and name the fault in each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NUMERALS = {2: "two", 3: "three", 4: "four"}
 class RecoveredMaps:
     """The maps of an implementation on one shape: code -> number, block -> scale, scale -> factor, weight -> code.
 
-    seconds : no further experiment begins after this long; `complete` then is false
+    seconds : no further experiment begins after this long; `complete` is then False
     """
 
     def __init__(self, bench: Bench, seconds: float = float("inf")) -> None:
@@ -73,15 +73,15 @@ class RecoveredMaps:
 
     @property
     def all_right(self) -> bool:
-        """Whether every map was recovered, and is the definition's."""
+        """Whether every map was recovered and is right."""
         return self.complete and all(experiment.right for experiment in self.experiments)
 
     def contradict(self, faults: Faults, shape: tuple[int, int]) -> bool:
-        """Return whether a recovered map is not the one that `faults`, of a weight of this shape, give."""
+        """Return whether a recovered map differs from the one that `faults` give on a weight of this shape."""
         right = {experiment.name: experiment.right for experiment in self.experiments}
         steps = {getattr(one, "step", "stored") for one in faults}
         numbers_right = right.get("table") is True and right.get("scales") is True
-        # Bits that are exchanged within each code look like another table.
+        # Bits exchanged within each code look like another table.
         return bool("codes" in steps and right.get("order") is True and right.get("table") is True
                     or steps & {"places", "blocks"} and right.get("blocks") is True
                     or steps & {"table", "scales"} and numbers_right
@@ -117,19 +117,18 @@ class RecoveredMaps:
         return bool((wanted == self.blocks.place)[self.blocks.free].all())
 
     def diagnosis(self) -> Diagnosis | None:
-        """Return each wrong map's fault by the name that its own experiment gives it; None unless every wrong one has a
-        name."""
+        """Return the faults of all wrong maps, as their experiments name them; None unless every one has a name."""
         wrong = self.wrong
         if not wrong or any(not experiment.kinds for experiment in wrong):
             return None
         named = [(list(experiment.kinds), experiment.message) for experiment in wrong]
-        if (moved := self._outputs_moved()) is not None:    # one fault, which two maps show
+        if (moved := self._outputs_moved()) is not None:    # one fault that shows in two maps
             named = [([Kind.OUTPUT_PERMUTED], moved), *((list(one.kinds), one.message) for one in wrong
                                                         if one.name not in ("order", "blocks"))]
             if self.blocks is not None and self.blocks.constant:
                 named.append(([Kind.SCALE_MISSING], self.blocks.constant))
         elif not self._knows("order") and self._rows_meet_other_rows() \
-                and not any(Kind.SCALE_SWIZZLED in one.kinds for one in wrong):     # no outputs move by scales' tiles
+                and not any(Kind.SCALE_SWIZZLED in one.kinds for one in wrong):     # swizzled scales move no outputs
             return Diagnosis(None, "cannot tell between output_permuted, scale_permuted: rows meet the scales of other"
                              " rows, and whether they meet their codes too was not asked", {
                                  "fitting": [str(Kind.OUTPUT_PERMUTED), str(Kind.SCALE_PERMUTED)],
@@ -142,7 +141,7 @@ class RecoveredMaps:
         return Diagnosis(kinds[0], count + message, {"kinds": sorted(map(str, kinds)), "experiments": self.evidence()})
 
     def _outputs_moved(self) -> str | None:
-        """Return the rule of rows whose codes and scales are both those of the same other rows, of output features."""
+        """Return the rule of moved output features: rows whose codes and scales both come from the same other row."""
         if self.order is None or (source := self.order.rows_moved()) is None:
             return None
         scaling, count = self.bench.scaling, len(source)
@@ -161,12 +160,12 @@ class RecoveredMaps:
                 f" of row {what}")
 
     def _knows(self, name: str) -> bool:
-        """Return whether the experiment of that name was made and showed its map."""
+        """Return whether the experiment of that name recovered its map."""
         return any(one.name == name and one.right is not None for one in self.experiments)
 
     def _rows_meet_other_rows(self) -> bool:
-        """Return whether each row meets the scales of one row of blocks, block for block, and some another's than their
-        own's: what moved outputs look like."""
+        """Return whether each row meets the scales of a single row, block for block, and some rows those of another
+        row, as with moved outputs."""
         if self.blocks is None:
             return False
         blocks, place, free = self.bench.grid_shape[1], self.blocks.place, self.blocks.free
@@ -177,7 +176,7 @@ class RecoveredMaps:
         return bool((met | ~free).all() and other.any())
 
     def messages(self) -> str:
-        """Return what the wrong maps are, as one clause each; where none is, which are right and which not known."""
+        """Return a clause for each wrong map; if none is wrong, which maps are right and which are unknown."""
         if self.wrong:
             return "; ".join(f"{experiment.name}: {experiment.message}" for experiment in self.wrong)
         clauses = [(what, [one.name for one in self.experiments if one.right is right])

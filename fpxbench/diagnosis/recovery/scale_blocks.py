@@ -1,8 +1,8 @@
-"""Recover which scale each weight meets, whatever number that scale stands for.
+"""Recover which block's scale multiplies each weight, independently of the scales' values.
 
-Every block gets a scale from a few levels, over several weights, so that the sequence of levels names the block. What
-each level multiplies by is measured first, under one scale everywhere: a fault in the numbers of scales does not hide
-their places.
+Over several weights, every block gets scales from a few levels, so that the sequence of levels identifies the block.
+The factor of each level is measured first, under one scale everywhere, so that misread scale values do not hide their
+positions.
 """
 
 from __future__ import annotations
@@ -25,29 +25,28 @@ from fpxbench.diagnosis.scale_places import block_size_faults, scale_places
 from fpxbench.records.kinds import Kind
 
 LEVELS = 12
-"""Scales of as many powers of two, from 2**-6: all are normal numbers of E4M3 and, by a code near 1, of fp16."""
+"""Number of scales, powers of two from 2**-6: normal numbers in E4M3 and, times a code near 1, in fp16."""
 LOWEST = -6
 FAR_APART = torch.arange(-110, 120, 20)
 SHOWN = 64
 _FEWEST_CHANGED = 64
-"""Constants stand in place of some scales where at least one weight in so many changes with its scale."""
+"""Some scales are replaced by constants only if at least one weight in this many changes with its scale."""
 _FEW_CONSTANTS = 3
 
 
 @dataclass(frozen=True)
 class BlockMap:
-    """The scale that each weight meets: flat positions [N, K] in the grid of scales, -1 where it is none; `free`: where
-    it can be seen."""
+    """The scale that multiplies each weight: flat positions [N, K] in the grid of scales, -1 for none; `free`: where it
+    is known."""
 
     place: Tensor
     free: Tensor
     constant: str = ""
-    """Which weights meet a constant in the place of a scale, as a clause."""
+    """Which weights are multiplied by a constant instead of a scale, as a clause."""
 
 
 def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | None]:
-    """Return the scale that multiplies each weight, as the row and block that it is stored for; None where that cannot
-    be seen."""
+    """Return the experiment on which scale multiplies each weight, and the map; None if it cannot be recovered."""
     one_for_all = bench.scaling.block_rows is None
     only_scale = Experiment(name="blocks", right=True, tried=1, message="there is one scale for all")
     code, number = known_code(table)
@@ -77,17 +76,17 @@ def recover_blocks(bench: Bench, table: Tensor) -> tuple[Experiment, BlockMap | 
 
 
 def constants(bench: Bench, code: int, number: float) -> Tensor:
-    """Return what weights are multiplied by that stay as they are when every scale becomes larger, float64 [N, K]; NaN
-    for all others, and for all where too few change."""
+    """Return the factors of weights that do not change when every scale is enlarged, float64 [N, K]; NaN for all other
+    weights, and for all if too few change."""
     codes = torch.full((1, 1), code)
     louder = bench.scales(torch.full((1, 1), 4 * bench.unit))
     scales = [bench.unit_scales, louder]
-    if louder.tensor_scale is not None and bench.sets_codes:    # no scale of blocks may be applied, but the tensor's is
+    if louder.tensor_scale is not None and bench.sets_codes:    # perhaps only the tensor scale is applied
         by = 0.125 if bench.divides_by_global_scale else 8.0
         scales.append(replace(louder, tensor_scale=louder.tensor_scale * by))
     before, *after = (bench.read(bench.hold(codes, one)) / number for one in scales)
     usable = bench.free & before.isfinite() & (before.abs() > 2.0**-60)
-    if bench.forced_scale is not None:      # what meets that one does not change either
+    if bench.forced_scale is not None:      # weights under the forced scale do not change either
         forced = usable & bench.near(before, torch.full_like(before, bench.forced_scale))
         bench.unscaled |= forced
         usable &= ~forced
@@ -100,9 +99,9 @@ def constants(bench: Bench, code: int, number: float) -> Tensor:
 
 
 def _constant_places(bench: Bench, constant: Tensor) -> str:
-    """Return where weights are that no scale multiplies, and what does, as a clause."""
+    """Describe the weights without a scale and their factors, as a clause."""
     left_out = constant.isfinite()
-    for dim in (0, 1):      # where a code cannot be chosen, none is seen to be left out: between two that are, it is
+    for dim in (0, 1):      # a forced code between two weights without a scale has none either
         beside = left_out.roll(1, dim) & left_out.roll(-1, dim)
         left_out = left_out | (bench.forced & beside)
     rows, columns = (left_out.any(dim=dim).nonzero().reshape(-1).tolist() for dim in (1, 0))
@@ -118,24 +117,21 @@ def _constant_places(bench: Bench, constant: Tensor) -> str:
 
 
 def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Experiment, BlockMap | None]:
-    """Return the map of the places `free` [N, K]."""
+    """Return the experiment and the map where `free` [N, K]."""
     if not bool(free.any()):
         return Experiment(
             name="blocks", right=None, message="no weight is read as the one code that all of them hold"
         ), None
     levels, factors = _levels(bench, code, number, free, torch.arange(LOWEST, LOWEST + LEVELS))
-    if len(levels) < 2 and bench.scaling.scale_format.powers_of_two:    # E8M0's codes, used as numbers, are too near
+    if len(levels) < 2 and bench.scaling.scale_format.powers_of_two:    # E8M0 codes used as numbers are too close
         levels, factors = _levels(bench, code, number, free, FAR_APART)
     rows, blocks = bench.grid_shape
     count = rows * blocks
     if len(levels) < 2 and count > 1:
         return Experiment(name="blocks", right=None, tried=count,
                           message="no scale makes a difference, so where they are read from cannot be seen"), None
-    place = (
-        _recover_places(bench, code, number, levels, factors)
-        if count > 1
-        else torch.zeros(bench.n, bench.k, dtype=torch.long)
-    )
+    place = (_recover_places(bench, code, number, levels, factors) if count > 1
+             else torch.zeros(bench.n, bench.k, dtype=torch.long))
     own = bench.scaling.block_index(bench.n, bench.k)
     wrong = free & (place >= 0) & (place != own)
     unknown = free & (place < 0)
@@ -146,12 +142,8 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
         ), found
     kinds, message = name_places(bench, found)
     if not bool(wrong.any()) and not kinds:
-        return Experiment(
-            name="blocks",
-            right=None,
-            tried=count,
-            message=f"{int(unknown.sum())} of {int(free.sum())} weights are multiplied by what is no block's scale",
-        ), None
+        return Experiment(name="blocks", right=None, tried=count, message=(
+            f"{int(unknown.sum())} of {int(free.sum())} weights are multiplied by what is no block's scale")), None
     differences = _differences(bench, found, own)
     share = f"{int(wrong.sum())} of {int(free.sum())} weights meet another block's scale: " if bool(wrong.any()) else ""
     lost = f" ({int(unknown.sum())} weights meet what is no block's scale)" if bool(unknown.any()) else ""
@@ -161,20 +153,12 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
 
 
 def _levels(bench: Bench, code: int, number: float, free: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return which `exponents` of two, as scales, have distinct and finite factors, and those factors (float64)."""
+    """Return the `exponents` whose powers of two, as scales, have distinct and finite factors, and those (float64)."""
     row, column = free.nonzero()[-1].tolist()
     at = torch.tensor([column], device=bench.device)
-    seen = (
-        torch.stack(
-            [
-                bench.read(
-                    bench.hold(torch.full((1, 1), code), bench.scales(torch.ldexp(torch.ones(1, 1), exponent))), at
-                )[row, 0]
-                for exponent in exponents
-            ]
-        ).cpu()
-        / number
-    )
+    held = (bench.hold(torch.full((1, 1), code), bench.scales(torch.ldexp(torch.ones(1, 1), exponent)))
+            for exponent in exponents)
+    seen = torch.stack([bench.read(operands, at)[row, 0] for operands in held]).cpu() / number
     kept: list[int] = []
     for level in range(len(exponents)):
         apart = all(abs(float(seen[level] - seen[other])) > 0.1 * abs(float(seen[other])) for other in kept)
@@ -184,13 +168,12 @@ def _levels(bench: Bench, code: int, number: float, free: Tensor, exponents: Ten
 
 
 def _recover_places(bench: Bench, code: int, number: float, levels: Tensor, factors: Tensor) -> Tensor:
-    """Return the flat position of the scale that each weight meets, int64 [N, K]; -1 where no block's sequence of
-    scales was seen."""
+    """Return the flat position of each weight's scale, int64 [N, K]; -1 if no block has the sequence of scales read."""
     rows, blocks = bench.grid_shape
     count, base = rows * blocks, len(levels)
     digits = max(1, math.ceil(math.log(count, base) - 1e-9))
     rng = inputs.generator(bench.seed, "blocks")
-    # neighbours then differ in every digit, not only the last
+    # shuffled so that neighbours differ in every digit, not only in the last
     shuffled = torch.randperm(base**digits, generator=rng)[:count]
     place_of = torch.full((base**digits,), -1)
     place_of[shuffled] = torch.arange(count)
@@ -234,8 +217,8 @@ def _block(bench: Bench, row: int, block: int) -> str:
 
 
 def name_places(bench: Bench, found: BlockMap) -> tuple[list[Kind], str]:
-    """Return the kind and the rule of a block map: a known fault that gives it exactly, or its structure. No kind
-    where known faults of several kinds give it."""
+    """Return the kind and the rule of a block map: a known fault that gives it exactly, or its structure. No kind if
+    known faults of several kinds give it."""
     block, grid_row = block_of(torch.arange(bench.k), bench.scaling), block_row_of(torch.arange(bench.n), bench.scaling)
     fitting: dict[Kind, str] = {}
     for kind, message, places in _known_places(bench, block, grid_row):
@@ -251,7 +234,7 @@ def name_places(bench: Bench, found: BlockMap) -> tuple[list[Kind], str]:
 
 
 def _known_places(bench: Bench, block: Tensor, grid_row: Tensor) -> Iterator[tuple[Kind, str, Tensor]]:
-    """Yield every known fault in placing scales: its kind, its rule, and the places [N, K] that the weights meet."""
+    """Yield every known fault in placing scales: its kind, its rule, and the place of each weight's scale [N, K]."""
     n, k, scaling = bench.n, bench.k, bench.scaling
     rows, blocks = bench.grid_shape
     columns = torch.arange(k)
@@ -269,12 +252,12 @@ def _known_places(bench: Bench, block: Tensor, grid_row: Tensor) -> Iterator[tup
 
 
 def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -> tuple[list[Kind], str]:
-    """Return what a map that no known fault gives is: a permutation, a map that shares scales, or one that meets no
-    scales."""
+    """Return the kind and the structure of a map that no known fault gives: permuted, shared or padding scales, or
+    another block size."""
     rows, blocks = bench.grid_shape
     if not bool((found.place >= 0)[found.free].any()):
         return [Kind.SCALE_PADDING_READ], "no weight meets a block's scale"
-    # The scale of each block of the grid, if all its weights meet the same one.
+    # The scale of each block, if all its weights have the same one.
     own_of = grid_row[:, None] * blocks + block[None, :]
     own = own_of[found.free]
     places = found.place[found.free]
@@ -290,25 +273,20 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
     if 2 * n_known < mapped.known.numel():
         return [], "most weights meet what is no block's scale"
     if n_moved == 0:
-        return [
-            Kind.SCALE_PADDING_READ
-        ], f"{int((~mapped.known).sum())} of {mapped.known.numel()} blocks meet what is no block's scale"
+        unknown = int((~mapped.known).sum())
+        return [Kind.SCALE_PADDING_READ], f"{unknown} of {mapped.known.numel()} blocks meet what is no block's scale"
     kind = Kind.SCALE_PERMUTED if mapped.injective else Kind.SCALE_SHARED
     if rule is not None:
         return [kind], f"the scale of {rule}"
     r, c = mapped.moved.nonzero()[0].tolist()
     example = f"{_block(bench, r, c)} meets that of {_block(bench, int(mapped.rows[r, c]), int(mapped.columns[r, c]))}"
-    how = (
-        "a permutation without a simple rule"
-        if mapped.injective
-        else "several blocks share one scale, without a simple rule"
-    )
+    how = ("a permutation without a simple rule" if mapped.injective
+           else "several blocks share one scale, without a simple rule")
     return [kind], f"{how} moves {n_moved} of {n_known} scales: {example}"
 
 
 def _first_change(found: BlockMap, own: Tensor) -> tuple[int, str]:
-    """Return how many weights along K, or rows, the scale stays the same within blocks `own` [N, K] that meet
-    several."""
+    """Return after how many weights along K, or rows, the scale first changes within a block of `own` [N, K]."""
     for dim, name in ((1, "weights along K"), (0, "rows")):
         size = own.shape[dim] - 1
         place, free, block = ([tensor.narrow(dim, start, size) for start in (0, 1)]

@@ -1,5 +1,5 @@
-"""Recover what each scale multiplies by: every code of a stored scale format, fp32 scales over their range, the second
-level."""
+"""Recover the factor of each scale: every code of a coded scale format, fp32 scales over their range, and the
+second-level scale."""
 
 from __future__ import annotations
 
@@ -30,44 +30,42 @@ from fpxbench.numbers.tensor_codec import decode_table
 from fpxbench.records.kinds import Kind
 
 FEW_SCALES, SOME_SCALES = 12, 48
-"""Scales that are tried one by one where a call takes long; and where it does not."""
+"""Numbers of scales to try one by one, with slow calls and with fast ones."""
 GLOBAL_SCALES = (2.0**-30, 2.0**-10, 0.375, 1.5, 8.0, 2.0**20)
 
 
 @dataclass(frozen=True)
 class Factors:
-    """What scales multiply by: float64 [S] each. `codes` are the stored bits, int64 [S]; None for fp32 scales."""
+    """The recovered factors of scales, float64 [S] each. `codes` are the stored bits, int64 [S]; None for fp32."""
 
     codes: Tensor | None
     values: Tensor
     seen: Tensor
     probe: Tensor
-    """The code by which each factor was seen, int64 [S]."""
+    """The code that each factor was measured with, int64 [S]."""
     number: Tensor
-    """The number that this code is read as, or its definition's where a factor on all codes is the scales'."""
+    """The number that this code is read as, or its definition if a common factor of all codes belongs to the scales."""
 
     def holds_common_factor(self, table: Tensor) -> bool:
-        """Return whether what all codes are off by in `table` is part of the factors."""
+        """Return whether the common factor of all codes in `table` is part of the factors."""
         return bool((self.number != table.cpu()[self.probe]).any())
 
 
 def recover_scales(
     bench: Bench, table: Tensor, blocks_right: bool, blocks: BlockMap | None = None
 ) -> tuple[Experiment, Factors | None]:
-    """Return the factor of every scale that can be seen by codes whose numbers are known from `table`.
+    """Measure the factor of every scale with codes whose numbers are known from `table`.
 
-    blocks : the scale that each weight meets, where that is known
+    blocks : the scale of each weight, if known
     """
     code, read = known_code(table)
     if code is None:
-        return Experiment(
-            name="scales", right=None, message="no code is read as a number that scales could be seen by"
-        ), None
+        return Experiment(name="scales", right=None,
+                          message="no code is read as a number that scales could be seen by"), None
     plain = plain_weights(bench, code, read)
     if not bool(plain.any()):
-        return Experiment(
-            name="scales", right=None, message="no weight is read as the one code that all of them hold"
-        ), None
+        return Experiment(name="scales", right=None,
+                          message="no weight is read as the one code that all of them hold"), None
     codes, values, skipped = _scales_to_try(bench)
     rowwise = blocks_right and not bench.rows_mixed and bench.grid_shape[0] == bench.n > 1
     if not rowwise and (bench.implementation.slow(bench.device) or not bench.sets_codes):     # each costs a call
@@ -83,19 +81,17 @@ def recover_scales(
     seen = _read_factors(bench, blocks, plain, codes, values, probe, rowwise=rowwise)
     number, constant = table[probe].cpu(), common_factor(bench, table, ~table.isnan())
     if constant is not None and not bool(bench.near(seen, number * values, 3.0).all()):
-        # One factor on all codes beside other faults in scales: it is that of the scale under which codes were read.
+        # A common factor of all codes beside other faults in scales belongs to the scale under which codes were read.
         number = bench.table.cpu()[probe]
     factors = Factors(codes, values, seen / number, probe, number)
     return _judge_factors(bench, table, factors, skipped), factors
 
 
 def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
-    """Return codes (None for fp32 scales), values, and what is left out and why."""
+    """Return the codes (None for fp32 scales) and values to try, and which are omitted and why."""
     fmt = stored_format(bench.scaling)
     if fmt is None:
-        exponents = (
-            torch.arange(-140, 128) if not bench.implementation.slow(bench.device) else torch.arange(-120, 121, 8)
-        )
+        exponents = torch.arange(-120, 121, 8) if bench.implementation.slow(bench.device) else torch.arange(-140, 128)
         near_one = torch.arange(-8, 9)
         values = torch.cat([torch.ldexp(torch.ones(len(exponents), dtype=torch.float64), exponents),
                             1.25 * torch.exp2(near_one.double()), 1.75 * torch.exp2(near_one.double())]).sort().values
@@ -104,12 +100,9 @@ def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
         return None, (values if bench.sets_codes else values[_reachable(bench, values)]), []
     table = decode_table(fmt).double()
     codes = torch.arange(128 if fmt.signed else 256)
-    skipped = (
-        [f"negative scale codes, 0x80 to 0x{(1 << fmt.bits) - 1:02x}, which no quantizer stores: not tried"]
-        if fmt.signed
-        else []
-    )
-    if not bench.sets_codes:    # a weight decides its scales: none is NaN, and zero blocks may have any
+    skipped = ([f"negative scale codes, 0x80 to 0x{(1 << fmt.bits) - 1:02x}, which no quantizer stores: not tried"]
+               if fmt.signed else [])
+    if not bench.sets_codes:    # the weight determines its scales: none is NaN, and zero blocks may have any
         reachable = _reachable(bench, table[codes])
         codes = codes[reachable]
         skipped.append("scales that no finite weight is stored under: not tried")
@@ -117,8 +110,8 @@ def _scales_to_try(bench: Bench) -> tuple[Tensor | None, Tensor, list[str]]:
 
 
 def _reachable(bench: Bench, values: Tensor) -> Tensor:
-    """Return which scales a weight can be given for, in fp32 or the dtype that it is cast to: every number of the
-    format under them must be a normal number."""
+    """Return the scales that a weight can be constructed for, in fp32 or the dtype that it is cast to: all the format's
+    numbers times the scale must be normal."""
     finfo = torch.finfo(bench.dtype if getattr(bench.implementation, "casts_weight", False) else torch.float32)
     magnitudes = bench.table.abs()
     least = float(magnitudes[magnitudes > 0].amin())
@@ -126,23 +119,18 @@ def _reachable(bench: Bench, values: Tensor) -> Tensor:
 
 
 def _probe_codes(bench: Bench, table: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return, for each scale, the code whose product with it is nearest 1 in 16 bits, and whether that product is a
-    normal number."""
+    """Return, for each scale, the code whose product with it is nearest 1, and whether that product is a normal 16-bit
+    number."""
     finfo = torch.finfo(bench.dtype)
     numbers = table.cpu()
     exact = bench.table.cpu().abs()
     usable = numbers.isfinite() & (numbers.abs() > 0) & exact.isfinite() & (exact <= bench.fmt.max)
     product = numbers.abs()[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
     defined = exact[None, :] * torch.where(values.isfinite() & (values > 0), values, 1.0)[:, None]
-    visible = (
-        usable[None, :]
-        & (product >= finfo.tiny)
-        & (product <= finfo.max)
-        & (defined >= finfo.tiny)
-        & (defined <= finfo.max)
-    )
+    visible = (usable[None, :] & (product >= finfo.tiny) & (product <= finfo.max)
+               & (defined >= finfo.tiny) & (defined <= finfo.max))
     distance = torch.where(visible, product.log2().abs() + 0.01 * numbers.abs().log2().abs()[None, :], torch.inf)
-    # If NaN is read as a number, that lies past the format's largest: it is seen by the smallest code.
+    # A NaN that is read as a number lies past the format's maximum: it is measured with the smallest code.
     distance[values.isnan()] = torch.where(visible[values.isnan()], numbers.abs()[None, :], torch.inf)
     best = distance.argmin(dim=1)
     return best, visible.any(dim=1)
@@ -169,13 +157,12 @@ def _read_factors(
     bench: Bench, blocks: BlockMap | None, plain: Tensor, codes: Tensor | None, values: Tensor, probe: Tensor, *,
     rowwise: bool,
 ) -> Tensor:
-    """Return the output of each scale with its probe code, float64 [S]."""
+    """Return the product of each scale with its probe code, float64 [S]."""
     row, *column = plain.nonzero()[-1].tolist()
     at = torch.tensor(column, device=bench.device)
 
     def sums_of_nonfinite(operands: Operands, read: Tensor, where: Tensor, rows: Tensor) -> Tensor:
-        """Replace NaN that is read of scales that are not finite by a sum along K: one-hot activations make NaN of
-        infinity."""
+        """Replace NaN read under non-finite scales by a sum along K: one-hot activations turn infinity into NaN."""
         where = where & ~read.isfinite()
         if not bool(where.any()):
             return read
@@ -193,8 +180,7 @@ def _read_factors(
             read = bench.read(operands, at)[row, :1].cpu()
             seen[one] = sums_of_nonfinite(operands, read, ~values[one:one + 1].isfinite(), torch.tensor([row]))
         return seen
-    # Rows of one scale each. A row of which another scale is read stands out by what all other rows of that arrangement
-    # show.
+    # Each row has one scale; over random arrangements, rows that read another scale stand out.
     rng = inputs.generator(bench.seed, "scale codes")
     rows = plain.any(dim=1).nonzero().reshape(-1).cpu()
     columns = plain.double().argmax(dim=1)[rows].cpu()
@@ -215,10 +201,10 @@ def _read_where_met(
     bench: Bench, blocks: BlockMap | None, plain: Tensor, values: Tensor, probe: Tensor,
     scales_of: Callable[[Tensor], Scales],
 ) -> Tensor:
-    """Return the outputs of as many scales at a time as the weights of one column meet, float64 [S].
+    """Return the products of scales, float64 [S], as many per call as one column's weights meet.
 
-    All weights hold one code, so that it does not matter whose code each reads. NaN: not read; a scale that is not
-    finite spoils the whole row, others on it included.
+    All weights hold one code, so that moved codes do not matter. NaN: not measured, as for non-finite scales, which
+    spoil their whole row.
     """
     seen = torch.full((len(values),), math.nan, dtype=torch.float64)
     if blocks is None or not bench.sets_codes:
@@ -241,7 +227,7 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
     values, seen, number = factors.values, factors.seen, factors.number
     rest = f" ({'; '.join(skipped)})" if skipped else ""
 
-    # A number that is not the definition's was itself rounded when it was read.
+    # A number that differs from the definition was itself rounded when it was read.
     roundings = torch.where(
         number == table.cpu()[factors.probe], torch.where(number == bench.table.cpu()[factors.probe], 1.0, 3.0), 1.0
     )
@@ -252,26 +238,21 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
 
     of_nan = values.isnan()
     wrong = torch.where(of_nan, seen.isfinite(), ~agree(seen, values))
-    if bool((of_nan & seen.isinf()).any()):     # not finite either: no product of such a scale passes as a number
+    if bool((of_nan & seen.isinf()).any()):     # infinity for NaN is tolerated: the product is not finite either way
         name = _name(factors, int((of_nan & seen.isinf()).nonzero()[0]))
         skipped = [*skipped, f"the NaN code {name} multiplies by infinity"]
         rest = f" ({'; '.join(skipped)})"
-    differences = [
-        Difference(
-            entry=_name(factors, index), definition=number_text(values[index]), effective=number_text(seen[index])
-        )
-        for index in wrong.nonzero().reshape(-1).tolist()
-    ]
+    differences = [Difference(entry=_name(factors, index), definition=number_text(values[index]),
+                              effective=number_text(seen[index])) for index in wrong.nonzero().reshape(-1).tolist()]
     global_kind, global_message, global_differences = (
-        _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", [])
-    )
+        _recover_global(bench, table) if bench.scaling.has_tensor_scale and bench.sets_codes else (None, "", []))
     scales = partial(Experiment, name="scales", tried=len(values))
     if not differences and not global_differences:
         of_products = bool((number != bench.table.cpu()[factors.probe]).any())
         factor = common_factor(bench, table, ~table.isnan()) if of_products else None
         scale = "scale codes" if factors.codes is not None else "scales"
         what = f"each of {len(values)} {scale} multiplies by its own value"
-        if factor is not None:      # codes were seen by their product with a scale
+        if factor is not None:      # codes were measured only as products with a scale
             return scales(right=None, message=f"{what}, or by {factor:.3g} times that, and codes decode as defined")
         return scales(right=True, message=f"{what}{rest}")
     kinds: list[Kind] = []
@@ -282,7 +263,7 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
             f"{len(differences)} of {len(values)} scales multiply by another number than their own: {message}"
         )
     if global_differences:
-        if kinds != [Kind.SCALE_MISSING] or global_kind is not Kind.GLOBAL_SCALE_MISSING:   # no scale at all is one
+        if kinds != [Kind.SCALE_MISSING] or global_kind is not Kind.GLOBAL_SCALE_MISSING:   # both missing: one fault
             kinds = [*kinds, global_kind]
         messages.append(global_message)
     return scales(right=False, kinds=kinds, differences=differences + global_differences,
@@ -292,7 +273,7 @@ def _judge_factors(bench: Bench, table: Tensor, factors: Factors, skipped: list[
 def _name_factors(
     bench: Bench, factors: Factors, agree: Callable[[Tensor, Tensor], Tensor]
 ) -> tuple[list[Kind], str]:
-    """Return the kinds and the message of scales that multiply by other numbers than their own."""
+    """Return the kinds and the message of scales that do not multiply by their own value."""
     values, seen = factors.values, factors.seen
     fitting = matching_functions(bench.scaling, factors.codes, values, seen, agree)
     if fitting and len({tuple(one.kinds) for one in fitting}) == 1:
@@ -306,7 +287,7 @@ def _name_factors(
 
 
 def _unknown_function(names: list[str], values: Tensor, seen: Tensor, agree: Agree) -> tuple[list[Kind], str]:
-    """Return kind and structure of factors, ascending by scale, that no known fault gives."""
+    """Return the kind and the structure of factors, ascending by scale, that no known fault gives."""
     if (kept := right_range(values, seen, agree)) is None:
         return [Kind.SCALE_MISREAD], describe_factors(names, values, seen, agree)
     first, last = kept
@@ -321,15 +302,15 @@ def _name(factors: Factors, index: int) -> str:
 
 
 def gives_factors(bench: Bench, table: Tensor, block: Tensor, factors: Factors) -> bool:
-    """Return whether a decode table and factors `block` of ``factors.values``, as a hypothesis makes them, give what
-    was seen."""
+    """Return whether a hypothesis, as a decode table and factors `block` of ``factors.values``, gives the measured
+    factors."""
     block = block.double().cpu()
     predicted = table.double().cpu()[factors.probe] * block
     return bool((bench.near(factors.seen * factors.number, predicted, 2.0) | ~within_fp32(block, factors.values)).all())
 
 
 def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list[Difference]]:
-    """Return the fault in the second-level scale: its factor as a power of it, or as it was seen."""
+    """Return the kind and the message of the fault in the second-level scale, with the differences; None if right."""
     code, number = known_code(table)
     row, *column = plain_weights(bench, code, number).nonzero()[-1].tolist()
     at = torch.tensor(column, device=bench.device)
@@ -352,7 +333,8 @@ def _recover_global(bench: Bench, table: Tensor) -> tuple[Kind | None, str, list
 
 
 def _global_fault(dtype: torch.dtype, given: Tensor, factors: Tensor, power: int) -> tuple[Kind, str] | None:
-    """Return the kind and message of global scales `given` that multiply by `factors`, not by their `power`."""
+    """Return the kind and the message if global scales `given` multiply by `factors`, not by their `power`; else None.
+    """
     def is_power(exponent: float) -> bool:
         wanted = given**exponent
         inside = (wanted > torch.finfo(dtype).tiny) & (wanted < torch.finfo(dtype).max)

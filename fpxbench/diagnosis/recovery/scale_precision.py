@@ -1,10 +1,10 @@
 """Recover how many significand bits of an fp32 scale reach the product.
 
-A scale that is rounded to 16 bits changes a weight by less than the weight's own rounding may, so no single output
-shows it. Many outputs together do. Each way to round a scale of 24 bits predicts a direction in which all outputs err;
-the share of it that is met is estimated by least squares, with its standard error from the residuals: 0 if scales are
-read whole, 1 if they are rounded in that way. What an implementation is free to round besides (the scaled weight, the
-product of two levels of scales) is chosen by what explains the outputs best.
+Rounding a scale to 16 bits changes a weight by less than the weight's own rounding may, so no single output shows it,
+but many outputs together do. Each rounding of a 24-bit scale predicts a direction in which all outputs err. The share
+of that error in the outputs is estimated by least squares, with its standard error from the residuals: 0 if scales keep
+all bits, 1 if they are rounded in that way. Roundings that an implementation is free to make (of the scaled weight, of
+the product of two levels of scales) are chosen to fit the outputs best.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ from fpxbench.workloads import WeightContents, contents_of
 
 NAME = "precision"
 STANDARD_ERRORS = 6.5
-"""An estimate farther than this from the truth is met once in 1e10: the errors of thousands of outputs, each bounded by
-a unit in its last place, add up to a normal distribution."""
+"""An estimate is farther than this from the truth once in 1e10: the sum of thousands of errors, each bounded by a unit
+in the last place, is normally distributed."""
 TOKENS, WEIGHTS = 16, 8
-"""Rows of the activation, and weights whose one scale is of their own; of scales by rows or blocks two are enough."""
+"""Activation rows, and weights if each has a single scale; two weights are enough for scales by rows or blocks."""
 LARGEST_CODE = 128.0
-"""Codes of larger numbers are left out: sums of them could leave fp16's range."""
+"""Codes of larger numbers are not used, since their sums could leave fp16's range."""
 Round = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class ScaleRounding:
-    """One way to round a scale: to so many significand bits, the implicit one included, to nearest or toward zero."""
+    """A rounding of scales to `bits` significand bits, the implicit one included, to nearest or toward zero."""
 
     bits: int
     types: str
     to_nearest: bool = True
     of_reciprocal: bool = False
-    """Of a scale that divides: whether its reciprocal is rounded, and not itself."""
+    """For a scale that divides: whether its reciprocal is rounded instead."""
 
     def apply(self, values: Tensor) -> Tensor:
         """Return float64 `values` rounded."""
@@ -56,7 +56,7 @@ class ScaleRounding:
         return torch.ldexp((steps.round() if self.to_nearest else steps.trunc()) / 2.0**self.bits, exponent)
 
     def factor(self, stored: Tensor, divides: bool) -> Tensor:
-        """Return what a stored scale multiplies by."""
+        """Return the factor of a stored scale."""
         if not divides:
             return self.apply(stored)
         return self.apply(1 / stored) if self.of_reciprocal else 1 / self.apply(stored)
@@ -72,13 +72,13 @@ _ROUNDINGS = (
     ScaleRounding(4, "E4M3"), ScaleRounding(3, "E5M2"), ScaleRounding(1, "a power of two"))
 
 _FEWEST_BITS = 8
-"""Coarser roundings than bf16's show in every output."""
+"""Coarser roundings than bf16 show in every output."""
 
 
 def recover_precision(bench: Bench) -> Experiment | None:
-    """Return whether fp32 scales reach the product whole; None where there are none, or they cannot be set.
+    """Test whether fp32 scales reach the product with all bits; return None if there are none, or they cannot be set.
 
-    All other maps must be the definition's.
+    All other maps must be right.
     """
     implementation = bench.implementation
     if not bench.sets_codes or implementation.slow(bench.device) or bench.case.m == 0 \
@@ -92,8 +92,8 @@ def recover_precision(bench: Bench) -> Experiment | None:
 
 
 def check_precision(examination: Examination) -> Verdict | None:
-    """Return the verdict of a sweep where scales lose bits before they multiply; None where they do not, or where that
-    was not asked: only a canary of scales is."""
+    """Return the verdict of a sweep if scales lose bits before they multiply; None if they do not, or if the case is
+    not the canary for scales."""
     implementation, operands, name = examination.implementation, examination.operands, "precision of scales"
     if contents_of(operands.case.workload) is not WeightContents.SCALES or operands.case.m == 0 \
             or examination.new_shapes_cost_too_much(name):
@@ -120,21 +120,21 @@ def _levels(scaling: Scaling) -> Iterator[str]:
 
 @dataclass(frozen=True)
 class _Call:
-    """One product y [T] of x [M, K] with a weight: `codes` are its codes' numbers, float [N, K]."""
+    """One product y, flattened, of x [M, K] with a weight: `codes` are the numbers of its codes, float [N, K]."""
 
     x: Tensor
     y: Tensor
     codes: Tensor
     block: Tensor
-    """What each block scale stands for, float64 [R, G]."""
+    """The value of each block scale, float64 [R, G]."""
     stored: Tensor
-    """The scales of the level that is asked: [1] or [R, G]."""
+    """The scales of the tested level: [1] or [R, G]."""
 
 
 @dataclass(frozen=True)
 class _Fit:
-    """How much of the direction of a rounding is met, its standard error, and the squares that remain under the
-    rounding and under whole scales."""
+    """The share of a rounding's predicted error in the outputs, its standard error, and the residual sums of squares
+    with rounded and with whole scales."""
 
     share: float
     error: float
@@ -143,7 +143,7 @@ class _Fit:
 
     @property
     def asked(self) -> bool:
-        """Whether 0 and 1 can be told apart."""
+        """Whether shares of 0 and 1 can be told apart."""
         return 2 * STANDARD_ERRORS * self.error <= 1
 
     @property
@@ -156,7 +156,7 @@ class _Fit:
 
 
 class _Level:
-    """The scales of one level of an implementation."""
+    """The experiment on one level of an implementation's scales."""
 
     def __init__(self, bench: Bench, level: str) -> None:
         self.bench, self.level = bench, level
@@ -166,7 +166,7 @@ class _Level:
         self.calls = [self._call(number) for number in range(WEIGHTS if single else 2)]
 
     def experiment(self) -> Experiment:
-        """Return the experiment: wrong with the rounding that fits, or right; not known where neither is certain."""
+        """Return the experiment: wrong, with the rounding that fits; right; or unknown if neither is certain."""
         outputs = sum(call.y.numel() for call in self.calls)
         fits = {(rounding, order): self._fit(rounding, order) for rounding in self._roundings for order in self._orders}
         fits = {key: fit for key, fit in fits.items() if math.isfinite(fit.left)}
@@ -214,7 +214,7 @@ class _Level:
             return torch.ldexp(1 + fractions, torch.randint(-2, 2, (count,), generator=rng))
 
         count = math.prod(grid)
-        if self.of_tensor:      # block scales of E4M3's four bits
+        if self.of_tensor:      # block scales with E4M3's four significand bits
             blocks = numbers(count, torch.randint(8, (count,), generator=rng) / 8)
             tensor = numbers(1, torch.rand(1, generator=rng)).to(bench.device)
             scales = replace(bench.scales(blocks.reshape(grid)), tensor_scale=tensor)
@@ -228,7 +228,7 @@ class _Level:
         block = bench.scaling.levels(scales)[0].double()
         return _Call(x.float(), y.double().reshape(-1), bench.table[codes.to(bench.device)], block, stored)
 
-    # What an implementation may make of a weight.
+    # Roundings that an implementation may make.
 
     @cached_property
     def _roundings(self) -> tuple[ScaleRounding, ...]:
@@ -236,7 +236,7 @@ class _Level:
 
     @cached_property
     def _orders(self) -> list[tuple[Round, Round]]:
-        """Return what may be rounded besides: the product of two levels of scales, and the scaled weight."""
+        """Return the allowed roundings of the product of two levels of scales, and of the scaled weight."""
         def whole(numbers: Tensor) -> Tensor:
             return numbers
 
@@ -262,8 +262,8 @@ class _Level:
         return {order: torch.cat([self._product(call, _WHOLE, order) for call in self.calls]) for order in self._orders}
 
     def _fit(self, rounding: ScaleRounding, order: tuple[Round, Round]) -> _Fit:
-        """Return the fit by least squares. One factor on all outputs, as cutting off their last bits has, is left
-        aside."""
+        """Return the least-squares fit. A common factor of all outputs, such as truncation of outputs causes, is
+        projected out."""
         seen, whole = torch.cat([call.y for call in self.calls]), self._whole[order]
         rounded = torch.cat([self._product(call, rounding, order) for call in self.calls])
         counted = seen.isfinite()
