@@ -131,7 +131,7 @@ RUN = ("run", "--device", "cpu", "--implementation", "dense", "--scheme", "bf16"
         (("inspect", "mine", "mxfp4", "--impls", "broken.py"), "broken.py could not be loaded: SyntaxError"),
         (
             ("run", "--cases", "garbage.jsonl"),
-            "garbage.jsonl:1: no case as `fpxbench records | jq -c .case` prints them: Invalid JSON",
+            "garbage.jsonl:1: not a case as `fpxbench records | jq -c .case` prints it: Invalid JSON",
         ),
         (("run", "--cases", "."), "--cases .: Is a directory"),
         (("run", "--cases", "/absent"), "--cases /absent: No such file or directory"),

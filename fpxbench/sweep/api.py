@@ -34,18 +34,18 @@ def run(
     memory_limit: int | None = None,
     seed: int | None = None,
 ) -> Records:
-    """Check and time cases as ``fpxbench run`` does, and return their records.
+    """Check and time cases like ``fpxbench run``, and return their records.
 
-    implementation, scheme, workload : globs; empty for all of the profile
+    implementation, scheme, workload : globs; empty: the profile's
     checkpoint, layer : measure this checkpoint's layers (globs) with their own codes and scales
     weights, activations : ``FILE[:NAME]`` of weights to quantize, and of a tensor [..., K] to multiply
     impls : files or folders of more implementations
-    results : folder that the records are appended to; cases that have a record there are not run again, unless `fresh`
-    timing : False only checks
-    jobs : how many cases are prepared at once; None: one a core, as far as memory goes
+    results : folder to append records to; cases with a record there are not rerun, unless `fresh`
+    timing : whether to time, not only check
+    jobs : how many cases to prepare at once; None: one per core, within memory
 
-    Cases run in child processes; this process loads no PyTorch. Raise ValueError for a selection that matches nothing,
-    RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C, when what was measured is kept.
+    Cases run in child processes; this process does not import PyTorch. Raises ValueError for a selection that matches
+    nothing, RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C; records made so far are kept.
     """
     settings = Settings(profile=profile, implementation=_several(implementation), scheme=_several(scheme),
                         workload=_several(workload), checkpoint=None if checkpoint is None else Path(checkpoint),

@@ -1,4 +1,4 @@
-"""Cases on the layers of a file: a checkpoint's codes and scales, or unquantized weights."""
+"""Cases on a file's layers: a checkpoint's codes and scales, or unquantized weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fpxbench.sweep.settings import Settings
 from fpxbench.workloads import TOKENS
 
 M = (1, 16)
-"""Token counts where --workload names none."""
+"""Token counts if --workload names none."""
 OWN_WEIGHTS_SCHEMES = ("int8-row", "e4m3fn-row", "e4m3fn-b128x128", "mxfp4", "nvfp4")
 
 
@@ -24,9 +24,9 @@ def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Imple
                    schemes: list[str]) -> dict[str, Planned]:
     """Return a case for each implementation, layer and token count, by id.
 
-    schemes : those that were asked for, by name; a checkpoint's layers have their own
+    schemes : the requested ones; a checkpoint's layers have their own
 
-    Raises CheckpointError (a ValueError) for settings that exclude each other, and for layers that are not there.
+    Raises CheckpointError (a ValueError) for conflicting settings, and for missing layers.
     """
     if settings.checkpoint is not None and settings.weights is not None:
         raise CheckpointError("--checkpoint and --weights are one file each: give one of them")
@@ -57,33 +57,30 @@ def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Imple
 
 
 def with_activations(planned: dict[str, Planned], given: str) -> dict[str, Planned]:
-    """Return the same cases on the activations of ``FILE[:NAME]``. One of another K is refused.
+    """Return the same cases on the activations of ``FILE[:NAME]``; cases with another K are marked as refused.
 
-    Raises CheckpointError if that is every case.
+    Raises CheckpointError if no case has the activations' K.
     """
     source, k = file_activations(given)
     if any(each.case.experts for each in planned.values()):
-        raise CheckpointError(f"--activations {given}: the rows of experts are drawn and routed; leave it out, or"
-                              " choose other layers by --layer")
+        raise CheckpointError(f"--activations {given}: the rows of experts are random; leave it out, or choose other"
+                              " layers with --layer")
     if all(each.case.k != k for each in planned.values()):
         sizes = ", ".join(map(str, sorted({each.case.k for each in planned.values()})))
         raise CheckpointError(f"--activations {given}: {source.name} has K = {k}, and the chosen layers have {sizes}")
-    return {
-        name: each.model_copy(
-            update={"activations": source} if each.case.k == k else
-            {"refused": each.refused or f"the activations of {given} have K = {k}, and this layer {each.case.k}"}
-        )
-        for name, each in planned.items()
-    }
+    return {name: each.model_copy(
+        update={"activations": source} if each.case.k == k else
+        {"refused": each.refused or f"the activations of {given} have K = {k}, and this layer {each.case.k}"})
+        for name, each in planned.items()}
 
 
 def takes_codes(cls: type[Implementation]) -> bool:
-    """Return whether an implementation multiplies the codes that it is given, and none of its own."""
+    """Return whether an implementation multiplies given codes, without a quantizer of its own."""
     return cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize
 
 
 def _support(cls: type[Implementation], case: Case, device: str, quantized: bool) -> Support | None:
-    """Return whether an implementation supports a case. None where the case is larger than it takes, and for the dense
+    """Return whether an implementation supports a case; None if the case is too large for it, and for the dense
     product, which is timed beside every case anyway."""
     try:
         instance = cls()
@@ -94,7 +91,7 @@ def _support(cls: type[Implementation], case: Case, device: str, quantized: bool
             return None
         support = instance.support(scheme_named(case.scheme), device)
     except Exception:
-        support = Support.yes()     # the trial asks again, and records what it raised
+        support = Support.yes()     # the trial asks again, and records the exception
     if support.supported and quantized and not takes_codes(cls):
         return Support.no(f"{cls.name} quantizes weights its own way, so it cannot multiply a checkpoint's codes; "
                           "--weights gives it the unquantized ones")
@@ -102,9 +99,9 @@ def _support(cls: type[Implementation], case: Case, device: str, quantized: bool
 
 
 def _with_tokens(layers: list[MeasurableLayer], globs: tuple[str, ...]) -> list[tuple[MeasurableLayer, int]]:
-    """Return each layer with the token counts that globs over ``workload/mM`` ask for.
+    """Return each layer with the token counts that globs over ``workload/mM`` select.
 
-    Raises CheckpointError for a glob that selects none.
+    Raises CheckpointError for a glob that selects nothing.
     """
     if not globs:
         return [(layer, m) for layer in layers for m in M]

@@ -1,4 +1,4 @@
-"""What a case multiplies where a file holds it, on the case's device."""
+"""Load a case's weights and activations from files, onto the case's device."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from fpxbench.numbers.weight import QuantizedWeight
 def stored_weight(source: WeightSource, layout: str, device: str) -> QuantizedWeight:
     """Return a layer's own codes and scales in an implementation's `layout`.
 
-    Raises CheckpointError for a layer that is gone, and for one with weights that are no numbers: no product with it
-    can be judged.
+    Raises CheckpointError for a missing layer, and for one with NaN or infinity, whose products cannot be checked.
     """
     return _usable(read_quantized(source), source, layout, device)
 
 
 def stored_experts(source: WeightSource, layout: str, device: str) -> list[QuantizedWeight]:
-    """Return the weights of all experts of a layer as `stored_weight` does."""
+    """Return the weights of all experts of a layer, each as `stored_weight` returns it."""
     return [_usable(weight, source.model_copy(update={"expert": expert}), layout, device)
             for expert, weight in enumerate(read_experts(source))]
 
@@ -35,11 +34,11 @@ def _usable(weight: QuantizedWeight, source: WeightSource, layout: str, device: 
 
 
 def weight(source: WeightSource, device: str) -> Tensor:
-    """Return an unquantized weight, fp32 [N, K]. Raises CheckpointError if it is gone, or not finite."""
+    """Return an unquantized weight, fp32 [N, K]. Raise CheckpointError if it is missing, or not finite."""
     return read_tensor(source).to(device)
 
 
 def activations(source: TensorSource, device: str) -> Tensor:
-    """Return the rows of a tensor [..., K], fp32 [R, K]. Raises CheckpointError if it is gone, or not finite."""
+    """Return the rows of a tensor [..., K], fp32 [R, K]. Raise CheckpointError if it is missing, or not finite."""
     values = read_tensor(source)
     return values.reshape(-1, values.shape[-1]).to(device)

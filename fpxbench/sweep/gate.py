@@ -1,8 +1,7 @@
-"""One child is timed while the others of its sweep stand still.
+"""Stop a sweep's other children while one of them is timed.
 
-The lock of `fpxbench.checking.device_lock` keeps two timings apart, those of other sweeps too. The gate keeps the rest
-of its own sweep off the device meanwhile, by signals, so that it needs no help from what the children run: native code
-that compiles or hangs is stopped as well.
+The lock of `fpxbench.checking.device_lock` keeps two timings apart, including those of other sweeps. The gate stops the
+rest of its own sweep meanwhile, with signals, so that native code that compiles or hangs is stopped too.
 """
 
 from __future__ import annotations
@@ -21,14 +20,13 @@ _STOPPED_WITHIN_S = 0.25
 _POLL_S = 0.001
 _CANCEL_POLL_S = 0.1
 BUSY_PAUSE_S = 30.0
-"""How long other members run while the device is busy: longer than it takes to detect a hanging kernel."""
+"""How long other members run while the device is busy: longer than detecting a hanging kernel takes."""
 _AT_REST = "TtZX"
-"""States in /proc of a process that runs nothing: stopped, traced, ended."""
+"""States in /proc of a process that does not run: stopped, traced, ended."""
 
 
 class Stopwatch:
-    """Seconds since its creation, and how many of them do not count: those spent between `hold` and `release`, which
-    may nest."""
+    """A stopwatch that starts on creation and pauses between `hold` and `release`, which may nest."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -66,7 +64,7 @@ class Member:
     """A process that runs beside others.
 
     purpose : the case that it runs
-    group : its process group is stopped, not the process alone
+    group : whether to stop its whole process group
     """
 
     pid: int
@@ -88,7 +86,7 @@ class Member:
 
 
 class TimedInterval(NamedTuple):
-    """When a case was timed, by `time.monotonic`."""
+    """The time during which a case was timed, by `time.monotonic`."""
 
     purpose: str
     begin: float
@@ -96,10 +94,9 @@ class TimedInterval(NamedTuple):
 
 
 class Gate:
-    """Members run side by side until one of them is timed; then all others are stopped.
+    """A gate that stops all other members while one of them is timed.
 
-    groups : whether what members started (compilers) is stopped with them: on a CPU, whose cores a timing needs for
-    itself. Beside a timing on a GPU they may go on.
+    groups : whether to stop members' own children (compilers) too: on a CPU, where a timing needs all cores
     """
 
     def __init__(self, groups: bool) -> None:
@@ -109,29 +106,29 @@ class Gate:
         self._timed: Member | None = None
         self._began = 0.0
         self.intervals: list[TimedInterval] = []
-        """Every timing so far, in order."""
+        """All timings so far, in order."""
         self.most_at_once = 0
         self.stopping_s = 0.0
-        """Until the others stood still, over all timings."""
+        """Total time until the others had stopped."""
         self._hangs = 0
         self._shared = False
-        """Something outside the sweep uses the device."""
+        """Whether a program outside the sweep uses the device."""
 
     @property
     def timed_s(self) -> float:
-        """How long something was timed, and all else stood still."""
+        """Total time of all timings."""
         return sum(one.end - one.begin for one in self.intervals)
 
     @contextlib.contextmanager
     def untimed(self) -> Iterator[None]:
-        """Wait until nothing is timed. No timing begins before the end of the context."""
+        """Wait until nothing is timed; no timing begins within the context."""
         with self._free:
             self._free.wait_for(lambda: self._timed is None)
             yield
 
     @contextlib.contextmanager
     def member(self, pid: int, purpose: str, watch: Stopwatch | None = None) -> Iterator[Member]:
-        """Count a process among those that run, from now until the end of the context; wait until nothing is timed."""
+        """Wait until nothing is timed, then make a process a member for the duration of the context."""
         member = Member(pid, purpose, self._groups, watch or Stopwatch())
         with self.untimed():
             self._members.append(member)
@@ -142,14 +139,14 @@ class Gate:
             self.end_timing(member)
             with self._free:
                 self._members.remove(member)
-                if self._timed is not None:     # stopped just after it had answered: it is idle, and gets other calls
+                if self._timed is not None:     # it was stopped just after its reply, and must run for later calls
                     member.go_on()
 
     def begin_timing(self, member: Member, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Stop all members but this one, and return once they stand still; at once if `cancelled`."""
+        """Stop all other members, and return once they have stopped; at once if `cancelled`."""
         member.watch.hold()
         with self._free:
-            while self._timed is not None:      # it was killed, and gave the device's lock back before its place here
+            while self._timed is not None:      # a killed member: its device lock is released before its place here
                 if cancelled():
                     return
                 self._free.wait(_CANCEL_POLL_S)
@@ -172,9 +169,9 @@ class Gate:
             self._free.notify_all()
 
     def let_others_end(self, member: Member, cancelled: Callable[[], bool] = lambda: False) -> None:
-        """Suspend a timing because the device is busy, and begin it again once a hanging member was killed, or after
-        `BUSY_PAUSE_S`. The other members run meanwhile. If none hangs, another program uses the device, and later
-        timings do not wait for it."""
+        """Suspend a timing because the device is busy, let the other members run, and resume once a hanging one was
+        killed, or after `BUSY_PAUSE_S`. If none hangs, another program uses the device, and later timings do not wait
+        for it."""
         if self._shared:
             return
         member.watch.hold()
@@ -188,7 +185,7 @@ class Gate:
         self.begin_timing(member, cancelled)
 
     def end_timing(self, member: Member) -> None:
-        """Let the others go on. Does nothing unless `member` is timed."""
+        """Let the other members continue. Do nothing unless `member` is timed."""
         with self._free:
             if self._timed is not member:
                 return
@@ -201,7 +198,7 @@ class Gate:
 
 
 def _any_runs(pids: set[int], groups: bool) -> bool:
-    """Return whether one of these processes, or with `groups` of their groups, is not stopped."""
+    """Return whether any of these processes, or with `groups` any process of their groups, is not stopped."""
     for stat in Path("/proc").glob("[0-9]*/stat") if groups else [Path(f"/proc/{pid}/stat") for pid in pids]:
         try:
             state, _, group = stat.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[:3]

@@ -1,4 +1,4 @@
-"""Inspect an implementation with a weight and activations that files hold."""
+"""Inspect an implementation with a weight and activations from files."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from fpxbench.sweep.messages import FileInspectRequest
 
 
 def inspect_files(request: FileInspectRequest) -> Inspection:
-    """Inspect with the weight and the activations of files; N and K are the weight's, or K the activations'.
+    """Inspect with a weight and activations from files, which determine N and K, or K alone without a weight.
 
-    Raises CheckpointError for a file that does not hold one such tensor, and where the two differ in K.
+    Raises CheckpointError if a file does not hold exactly one such tensor, or if their K differ.
     """
     weight = activations = None
     source = k = None
@@ -22,8 +22,8 @@ def inspect_files(request: FileInspectRequest) -> Inspection:
     if request.weights is not None:
         layers = file_weights(request.weights)
         if len(layers) > 1:
-            raise CheckpointError(f"--weights {request.weights} holds {len(layers)} matrices, and one is inspected:"
-                                  f" name it, as in {layers[0].source.path}:{layers[0].source.name}")
+            raise CheckpointError(f"--weights {request.weights} holds {len(layers)} matrices: name one, as in"
+                                  f" {layers[0].source.path}:{layers[0].source.name}")
         layer = layers[0]
         if k is not None and k != layer.k:
             raise CheckpointError(f"--activations {request.activations} has K = {k}, and the weight {layer.k}")

@@ -1,4 +1,4 @@
-"""Run a function where it can do no harm: in a warm child process that is watched from outside.
+"""Run a function in a warm child process, under a watcher that survives its failures.
 
 ::
 
@@ -6,14 +6,14 @@
         outcome = isolation.call("fpxbench.sweep.trial:run_trial", request, timeout_s=180)
 
 The child is forked from a server that has PyTorch loaded, so that a new one after a crash costs milliseconds. It serves
-one call after the other. The watcher bounds a call's duration and memory; whatever ends the child becomes a verdict
-with the signal, the exit code, and the end of what was written. This process never imports PyTorch.
+calls one by one. The watcher limits a call's duration and memory; if the child dies, the verdict has the signal, the
+exit code, and the end of its output. This process never imports PyTorch.
 
-Other places start processes of their own, each for a reason that this one cannot serve:
+Other modules start their own processes, for purposes that this one does not serve:
 
 - `fpxbench.targets.child` runs inside *another* Triton, without fpxbench, PyTorch or pydantic, and forks a child for
   each of thousands of compilations, several at a time;
-- `fpxbench.regressions.rerun` runs a whole ``fpxbench run`` on another build's interpreter, as a user would;
+- `fpxbench.regressions.rerun` runs a whole ``fpxbench run`` with another build's interpreter;
 - `fpxbench.sweep.plan` runs a plain subprocess: it is called where asv imports its benchmarks, in a server that asv
   forks, which must not own a fork server;
 - `fpxbench.builds` runs other interpreters to read what is installed in them.
@@ -51,9 +51,9 @@ from fpxbench.user_error import UserError
 
 LOG_TAIL_BYTES = 4096
 CLOSE_GRACE_S = 1.0
-"""A child whose work is over gets this long to end by itself."""
+"""How long a child may take to exit after its last call."""
 TERM_GRACE_S = 0.3
-"""A child past its time gets SIGTERM, and after this SIGKILL: what hangs in native code does not react to the first."""
+"""Time between SIGTERM and SIGKILL for a child past its time limit: hanging native code ignores the first."""
 POLL_S = 0.05
 _MOST_MODULES_BYTES = 1 << 16
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -63,10 +63,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one call ended."""
+    """The outcome of one call."""
 
     value: str | None
-    """What the function returned, as JSON. None: `verdict` says why there is nothing."""
+    """The function's return value as JSON; None if it failed, for the reason in `verdict`."""
     verdict: Verdict | None
     log_tail: str
     mistake: str = ""
@@ -74,13 +74,13 @@ class Outcome:
     missing_module: str = ""
     """The top-level module whose import failed, if that ended the call."""
     elapsed_s: float = 0.0
-    """From call to end."""
+    """Total duration of the call."""
     waited_s: float = 0.0
-    """The part of `elapsed_s` that was spent waiting for a device lock. No time limit counts it."""
+    """The part of `elapsed_s` spent waiting for a device lock, which time limits do not count."""
 
     @property
     def failure(self) -> Verdict:
-        """Why there is no value. Raises RuntimeError for a call that returned one."""
+        """The verdict of a failed call. Raises RuntimeError for a call that returned a value."""
         if self.verdict is None:
             raise RuntimeError("the call returned a value")
         return self.verdict
@@ -90,7 +90,7 @@ class Outcome:
         return TypeAdapter(kind).validate_json(self.value or "")
 
     def required(self, kind: type[T], failed: str) -> T:
-        """Return the value as a `kind`. Without one, raise ValueError for a user's mistake, else CannotStart."""
+        """Return the value as a `kind`. Without a value, raise ValueError for a user's mistake, else CannotStart."""
         if self.mistake:
             raise ValueError(self.mistake)
         if self.value is None:
@@ -99,7 +99,7 @@ class Outcome:
 
 
 class CannotStart(UserError):
-    """A run could not begin; the message says why, and ends with what the child wrote."""
+    """A run could not begin; the message gives the reason and the child's last output."""
 
     def __init__(self, failed: str, outcome: Outcome) -> None:
         super().__init__(
@@ -114,13 +114,13 @@ class Cancelled(Exception):
 class Isolation:
     """A context in which functions are called in a watched child, one at a time.
 
-    Several may be used at once, each in a thread of its own; `fpxbench.sweep.pool` does.
+    Several may be used at once, each in its own thread, as by `fpxbench.sweep.pool`.
 
     Parameters
     ----------
-    memory_limit : bytes that the child and its own children may hold
+    memory_limit : bytes that the child and its descendants may hold
     announce : called with a message when a call has waited for a device lock for a second
-    gate : stops other children while a call of this one has the device's lock
+    gate : stops other children while a call of this one holds the device lock
     """
 
     def __init__(self, memory_limit: int, announce: Callable[[str], None] | None = None,
@@ -146,28 +146,28 @@ class Isolation:
     def close(self) -> None:
         """End the child, if there is one, and delete its files."""
         if self._child is not None:
-            # Asked first: what the case's libraries own (Inductor's compile workers) is then released in order.
+            # A regular exit lets libraries release what they own (Inductor's compile workers).
             self._child.connection.close()
             self._child.process.join(CLOSE_GRACE_S)
         self.recycle()
         self._folder.cleanup()
 
     def recycle(self) -> None:
-        """Kill the child; the next call gets a new one. For when it may be damaged (a GPU context after a fault)."""
+        """Kill the child, which may be damaged (a GPU context after a fault); the next call gets a new one."""
         if self._child is not None:
             self._child.kill()
             self._child = None
 
     def cancel(self) -> None:
-        """From another thread: kill the child. The call that runs, and any later one, raises `Cancelled`."""
+        """Kill the child, from another thread. The running call, and any later one, raises `Cancelled`."""
         self._cancelled.set()
 
     def call(self, target: str, *arguments: Any, timeout_s: float, purpose: str = "") -> Outcome:
-        """Call ``module:function`` with `arguments` in the child, and return how that ended.
+        """Call ``module:function`` with `arguments` in the child, and return the outcome.
 
-        Arguments and value travel as JSON and are validated by the function's type hints. `timeout_s` bounds the call,
-        without the time that it waits for a device lock or is stopped by the gate, which knows it as `purpose`.
-        KeyboardInterrupt kills the child and is raised.
+        Arguments and value are passed as JSON and validated by the function's type hints. `timeout_s` limits the call,
+        excluding time spent waiting for a device lock or stopped by the gate, which shows it as `purpose`.
+        KeyboardInterrupt kills the child and is re-raised.
         """
         self._calls += 1
         base = Path(self._folder.name) / str(self._calls)
@@ -194,7 +194,7 @@ class Isolation:
                 verdict = classify_exception(reply.raised, reply.message, tail)
         else:
             verdict = self._ended(ended, child, watch, oom_kills, tail)
-            self.recycle()          # with all that it had started
+            self.recycle()          # kills its descendants too
         if verdict is not None:
             verdict.log_tail = tail
         for suffix in (".request", ".reply", ".log"):
@@ -212,18 +212,14 @@ class Isolation:
             return Verdict(status=Status.TIMEOUT, summary=f"{how_long} and was ended")
         if how == "memory":
             return Verdict(
-                status=Status.OOM,
-                exit_code=-signal.SIGKILL,
-                signal="SIGKILL",
+                status=Status.OOM, exit_code=-signal.SIGKILL, signal="SIGKILL",
                 summary=f"held {watch.memory / 2**30:.2f} GiB, more than the limit of {self.memory_limit / 2**30:.2f} "
-                        f"GiB, and was ended",
-            )
-        child.kill()                # no more than its group, if it ended by itself
+                        f"GiB, and was ended")
+        child.kill()                # if it exited, kills the rest of its group
         code = child.process.exitcode or 0
         if code == -signal.SIGKILL and _kernel_oom_kills() > oom_kills:
-            return Verdict(
-                status=Status.OOM, exit_code=code, signal="SIGKILL", summary="the kernel ran out of memory and ended it"
-            )
+            return Verdict(status=Status.OOM, exit_code=code, signal="SIGKILL",
+                           summary="the kernel ran out of memory and ended it")
         return classify_death(code, tail)
 
     def _ready_child(self) -> _Child:
@@ -242,15 +238,15 @@ class _Child:
         self.process = context.Process(target=worker.serve, args=(theirs, folder))
         self.process.start()
         theirs.close()
-        atexit.register(self.kill)      # multiprocessing waits for its children at exit, and would wait for ever
+        atexit.register(self.kill)      # at exit, multiprocessing would wait for its children for ever
 
     def terminate(self) -> None:
-        """Ask the process group to end."""
+        """Send SIGTERM to the process group."""
         _signal_group(self.process.pid, signal.SIGTERM)
         self.process.join(TERM_GRACE_S)
 
     def kill(self) -> None:
-        """Kill the process group: what the child started (compilers) goes with it."""
+        """Kill the process group, which includes what the child started (compilers)."""
         _signal_group(self.process.pid, signal.SIGKILL)
         self.process.kill()         # if it died before it made the group
         self.process.join()
@@ -259,19 +255,20 @@ class _Child:
 
 
 class _Watch:
-    """The watch over one call: its duration, its memory, its waiting for a device lock."""
+    """The watcher of one call: its duration, its memory, its waiting for a device lock."""
 
     def __init__(self, timeout_s: float, memory_limit: int, announce: Callable[[str], None],
                  cancelled: threading.Event) -> None:
         self.memory = 0
         self.hung = ""
-        """What the child said of a kernel that does not end."""
+        """The child's message about a hanging kernel."""
         self.stopwatch = Stopwatch()
         self._timeout_s, self._memory_limit, self._announce = timeout_s, memory_limit, announce
         self._cancelled = cancelled
 
     def until_end(self, child: _Child, gate: Gate, member: Member) -> str:
-        """Return ``reply``, ``exit``, ``timeout`` or ``memory``: why the call is over. Raise Cancelled."""
+        """Wait for the end of the call, and return the reason: ``reply``, ``exit``, ``timeout`` or ``memory``. Raise
+        Cancelled."""
         while True:
             ready = connections.wait([child.connection, child.process.sentinel], POLL_S)
             if self._cancelled.is_set():
@@ -286,10 +283,10 @@ class _Watch:
                         gate.note_hang()
                         return "timeout"
                     self._note(event, message, child, gate, member)
-                except (EOFError, ConnectionError):     # it closed its end: it is about to be gone
+                except (EOFError, ConnectionError):     # the child closed its end and is about to exit
                     child.process.join(CLOSE_GRACE_S)
                     return "exit"
-            elif child.process.sentinel in ready:       # at once, whatever of its own still holds the pipe open
+            elif child.process.sentinel in ready:       # without waiting for descendants that hold the pipe open
                 return "exit"
             self.memory = _memory_of_tree(child.process.pid)
             if self.memory > self._memory_limit:
@@ -324,7 +321,7 @@ _one_start_at_a_time = threading.Lock()
 class _Process(ForkServerProcess):
     @staticmethod
     def _Popen(process: BaseProcess) -> Any:
-        # multiprocessing runs the caller's main module again in each child. Ours needs nothing of it, and a script
+        # multiprocessing runs the caller's main module again in each child. These children do not need it, and a script
         # without a ``__main__`` guard would start a sweep within the sweep.
         with _one_start_at_a_time:
             main = sys.modules["__main__"]
@@ -340,10 +337,10 @@ class _Context(ForkServerContext):
 
 
 def _memory_of_tree(pid: int | None) -> int:
-    """Return the bytes that a process and its descendants hold for themselves."""
+    """Return the bytes of private memory that a process and its descendants hold."""
     total, pids = 0, [pid] if pid is not None else []
-    for one in pids:        # which grows meanwhile
-        with contextlib.suppress(OSError, psutil.Error):    # ended meanwhile
+    for one in pids:        # the list grows during iteration
+        with contextlib.suppress(OSError, psutil.Error):    # it may have ended meanwhile
             resident, shared = _read(f"/proc/{one}/statm").split()[1:3]
             total += (int(resident) - int(shared)) * _PAGE_BYTES
             pids += _children(one)
@@ -359,12 +356,12 @@ def _children(pid: int) -> list[int]:
 
 @cache
 def _kernel_lists_children() -> bool:
-    """Return whether the kernel has this option, without which all processes are searched."""
+    """Return whether the kernel lists a thread's children; otherwise psutil searches all processes."""
     return Path("/proc/thread-self/children").exists()
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:     # as often as 20 times a second for each thread of each case
+    with open(path, "rb", buffering=0) as file:     # called up to 20 times a second for each thread of each case
         return file.readall()
 
 
@@ -383,8 +380,8 @@ def _kernel_oom_kills() -> int:
 
 
 def _tail(log: Path) -> str:
-    """Return the last 4 kB of a log, without Python's list of loaded extension modules on a crash: it alone is as long,
-    and would leave none of what the compiler wrote last."""
+    """Return the last 4 kB of a log, without the list of extension modules that Python prints on a crash: it is as long
+    itself, and would displace the compiler's last messages."""
     with open(log, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - LOG_TAIL_BYTES - _MOST_MODULES_BYTES))

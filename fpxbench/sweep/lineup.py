@@ -1,6 +1,6 @@
-"""Which item begins next, beside those that run, so that memory suffices and none runs long alone at the end.
+"""Choose which item begins next beside those that run, within memory, and long ones early.
 
-No threads here: `fpxbench.sweep.pool` asks, and tests do with durations that are made up.
+Uses no threads: `fpxbench.sweep.pool` calls it, and tests with made-up durations.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ Item = TypeVar("Item")
 
 
 class Lineup(Generic[Item]):
-    """Items that wait, in order, and those that run.
+    """The waiting items, in order, and the running ones.
 
-    sooner : a sort key, asked when an item begins: the lowest is next, the first of several equal ones
-    cost : how much an item takes of each kind of memory while it runs
-    room : how much there is of each kind; what does not fit beside others waits, and what follows waits with it
+    sooner : a sort key, evaluated when an item begins: the first item with the lowest key is next
+    cost : how much of each kind of memory an item takes while it runs
+    room : how much there is of each kind; an item that does not fit beside others waits, and later ones wait behind it
     """
 
     def __init__(self, items: Iterable[Item], sooner: Callable[[Item], Any] = lambda item: 0,
@@ -26,11 +26,11 @@ class Lineup(Generic[Item]):
         self._sooner, self._cost, self._room = sooner, cost, room
 
     def __len__(self) -> int:
-        """Return how many wait."""
+        """Return the number of waiting items."""
         return len(self._waiting)
 
     def take(self) -> Item | None:
-        """Begin the next item and return it; None if it has to wait for others to end. Alone, each may begin."""
+        """Begin the next item and return it; None if it must wait for others to end. Any item may run alone."""
         place = min(range(len(self._waiting)), key=lambda place: self._sooner(self._waiting[place]))
         item = self._waiting[place]
         needs = zip(self._room, *(self._cost(one) for one in (item, *self._running)), strict=True)
@@ -41,16 +41,16 @@ class Lineup(Generic[Item]):
         return item
 
     def end(self, item: Item) -> None:
-        """Count an item no longer among those that run."""
+        """Remove an item from the running ones."""
         self._running.remove(item)
 
     def clear(self) -> None:
-        """Drop what waits."""
+        """Drop the waiting items."""
         self._waiting.clear()
 
 
 class Durations:
-    """Mean durations of what ran so far, by name."""
+    """Mean durations so far, by name."""
 
     def __init__(self) -> None:
         self._seconds: dict[str, list[float]] = defaultdict(list)
@@ -59,6 +59,6 @@ class Durations:
         self._seconds[name].append(seconds)
 
     def expected(self, name: str) -> float:
-        """Return the mean of a name; infinity for one that never ran."""
+        """Return the mean duration of a name; infinity if it never ran."""
         seconds = self._seconds.get(name)
         return sum(seconds) / len(seconds) if seconds else float("inf")

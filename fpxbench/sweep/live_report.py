@@ -1,7 +1,6 @@
-"""Rebuild the report while a sweep runs, in a process of its own at the lowest priority.
+"""Rebuild the report while a sweep runs, in a separate process at the lowest priority.
 
-It is built where the earlier one is, whose pages stay if what they show did not change: `fpxbench report` replaces each
-page at once, the first one last.
+It is built in place: `fpxbench report` replaces each changed page atomically, the first page last.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from fpxbench.sweep.gate import Gate
 
 FIRST_AFTER_S, AGAIN_AFTER_S = 10.0, 30.0
 SHARE = 0.1
-"""Largest share of the sweep's time that building may take: after a build of 6 s, the next begins a minute later."""
+"""Largest share of the sweep's time for building: after a build of 6 s, the next begins a minute later."""
 LOWEST_PRIORITY = 19
 
 
 class LiveReport:
     """A context in which `update` rebuilds the report in `folder`, at most one build at a time.
 
-    folder : None builds nothing
+    folder : None: no report
     gate : stops a build while a case is timed
-    say : receives a line that names the page once it is there, and one if it cannot be built
+    say : called with a line that names the page once it exists, and one if it cannot be built
     """
 
     def __init__(self, folder: Path | None, results: Path, gate: Gate, say: Callable[[str], None]) -> None:
@@ -55,8 +54,10 @@ class LiveReport:
         self._stack.close()
 
     def update(self, stored: bool) -> None:
-        """Show what a build that has ended made; begin the next if it is time and records were stored since the last
-        began. Called with `stored` for each record, and without now and then between them."""
+        """Report a finished build; begin the next if it is due and records were stored since the last began.
+
+        stored : whether a record was just stored; call with False from time to time in between
+        """
         if self._folder is None:
             return
         self._outdated |= stored
@@ -71,7 +72,7 @@ class LiveReport:
                    "--output", str(self._folder)]
         with open(self._log, "wb") as log, self._gate.untimed():
             self._began, self._outdated = time.monotonic(), False
-            # A group of its own: the gate stops it, and Ctrl-C is the sweep's.
+            # Its own process group, so that the gate can stop it, and Ctrl-C reaches only the sweep.
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
             self._member = self._stack.enter_context(self._gate.member(self._process.pid, "the report"))
         with contextlib.suppress(psutil.Error):
@@ -84,7 +85,7 @@ class LiveReport:
         if code:
             lines = self._log.read_text(errors="replace").strip().splitlines()
             self._say(f"the report could not be built while the sweep goes on: {lines[-1] if lines else code}")
-            self._next = float("inf")       # and would not be the next time
+            self._next = float("inf")       # it would fail again
         else:
             self.builds += 1
             if self.builds == 1:

@@ -14,7 +14,7 @@ from fpxbench.records.verdict import Verdict
 
 
 class TrialRequest(BaseModel):
-    """Everything that one case needs."""
+    """A case to run, with its inputs and limits."""
 
     case: Case
     weight: WeightSource | None = None
@@ -29,13 +29,13 @@ class TrialRequest(BaseModel):
     timing_budget_s: float = 0.5
     """0: no timing."""
     check_budget_s: float = 0.1
-    """For checks beyond the case's own calls: other token counts, shapes and layouts, repeats, the accumulator."""
+    """Seconds for checks beyond the case's own calls: other token counts, shapes, layouts, repeats, the accumulator."""
     cores: int | None = None
-    """How many cores are there for this case while it is prepared, beside others; None: all."""
+    """Number of cores for this case while it is prepared beside others; None: all."""
 
 
 class TrialResult(BaseModel):
-    """The result of one case: its part of a record."""
+    """The result of one case, as fields of its record."""
 
     verdict: Verdict
     accuracy: Accuracy = Accuracy()
@@ -47,11 +47,11 @@ class TrialResult(BaseModel):
     flags: list[Flag] = []
     no_timing: str | None = None
     work_s: float = 0.0
-    """Seconds from request to result in the process that ran it."""
+    """Seconds from request to result in the child."""
 
 
 class FileInspectRequest(InspectRequest):
-    """What to inspect, and whose numbers: ``FILE[:NAME]`` each."""
+    """An inspection with weights or activations from files: ``FILE[:NAME]`` each."""
 
     weights: str | None = None
     activations: str | None = None

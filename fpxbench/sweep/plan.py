@@ -1,5 +1,5 @@
-"""A sweep's plan: its cases in order, and those that will be refused. Imports no torch; `fpxbench.sweep.selection`
-makes plans."""
+"""A sweep's plan: its cases in order, including refused ones. Imports no torch; `fpxbench.sweep.selection` makes plans.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fpxbench.workloads import is_canary
 
 
 class Planned(BaseModel):
-    """A case, and why it will not be run if its implementation refuses the scheme on this device."""
+    """A case, and the reason if its implementation refuses it on this device."""
 
     case: Case
     refused: str = ""
@@ -32,35 +32,34 @@ class Planned(BaseModel):
 
 
 class Plan(BaseModel):
-    """Cases in the order in which they run, and what could not be loaded on the way."""
+    """The cases in the order in which they run, and the files that could not be loaded."""
 
     device: str
     cases: list[Planned]
     about: dict[str, str] = {}
-    """Implementation: what its docstring says first."""
+    """Implementation -> first sentence of its docstring."""
     sources: dict[str, str] = {}
-    """Implementation: digest of its source."""
+    """Implementation -> digest of its source."""
     not_loaded: list[str] = []
     left_out: list[str] = []
-    """Implementations that have nothing to do on this device, with the reason."""
+    """Implementations without a case on this device, each with the reason."""
 
 
 LAST_STAGE = 2
 
 
 def stage(case: Case) -> int:
-    """Return the part of a sweep in which a case runs: 0 canaries, 1 layers at M = 1, 2 the rest."""
+    """Return the stage of a sweep in which a case runs: 0 canaries, 1 layers at M = 1, 2 the rest."""
     return 0 if is_canary(case.workload) else 1 if case.m == 1 else LAST_STAGE
 
 
 SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"
-"""Names a file. The first process to plan writes its cases there, and those after it, whatever their PyTorch, take them
-from it."""
+"""Path of a shared plan: the first process writes its cases there, and later ones, with any PyTorch, read them."""
 
 
 def planned_cases(settings: Settings) -> list[str]:
-    """Return the ids of the cases that will be run, without importing torch here: asked of a child process, and
-    remembered for as long as settings, implementations and PyTorch stay the same.
+    """Return the ids of the cases to run, planned in a child process (this one does not import torch), and cached while
+    settings, implementations and PyTorch stay the same.
 
     Raises RuntimeError with the child's last message if it fails.
     """
@@ -83,8 +82,7 @@ def _own_plan(settings: Settings) -> list[str]:
     done = subprocess.run(command, input=settings.model_dump_json(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(
-            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})"
-        )
+            done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})")
     ids = json.loads(done.stdout.splitlines()[-1])
     cache.parent.mkdir(mode=0o700, exist_ok=True)
     write_whole(cache, json.dumps(ids))
@@ -92,8 +90,8 @@ def _own_plan(settings: Settings) -> list[str]:
 
 
 def _dates(path: Path) -> str:
-    """Return sizes and dates of a file, or of a folder's: it may be too large to be read here. A ``:NAME`` is left
-    out."""
+    """Return names, sizes and dates of a file or a folder's files, which may be too large to read. Ignores ``:NAME``.
+    """
     path = path if path.exists() else Path(str(path).rpartition(":")[0])
     files = sorted(path.iterdir()) if path.is_dir() else [path] if path.is_file() else []
     return " ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)

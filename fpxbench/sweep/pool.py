@@ -22,30 +22,29 @@ Event = tuple[Literal["started"], Item, None] | tuple[Literal["ended"], Item, R]
 
 TICK_S = 1.0
 PROCESS_BYTES, GPU_PROCESS_BYTES = 1 << 30, 3 << 30
-"""What a case holds whatever its size: PyTorch and a compiler; of a GPU its context and the rotated copies of a weight.
-"""
+"""Memory of a case of any size: PyTorch and a compiler; on a GPU its context and the rotated copies of a weight."""
 BYTES_PER_WEIGHT, BYTES_PER_EXPERTS_WEIGHT = 32, 8
-"""The weight in fp32, as decoded, and in float64 for the reference with the parts of its tolerance; of several experts
-that is one at a time, and the others are there as stored and in 16 bits, in copies."""
+"""The weight in fp32, decoded, and in float64 for the reference and its tolerance; of experts, one at a time, while the
+others are stored, and copied in 16 bits."""
 
 
 class Room:
-    """How much memory there is for the cases that run at once, of the host and of a GPU.
+    """The memory for cases that run at once, of the host and of a GPU.
 
-    What a case takes is estimated by its size, so that small ones run one a core where large ones would not fit."""
+    A case's memory is estimated from its size, so that small cases run one per core even if large ones do not fit."""
 
     def __init__(self, machine: Machine, memory_limit: int) -> None:
-        """Take what is free now, and no more than `memory_limit` together."""
+        """Take the host's free memory, at most `memory_limit`, and all of the GPU's."""
         self.bytes: tuple[int, ...] = (min(psutil.virtual_memory().available, memory_limit),)
         if machine.kind != "cpu" and machine.memory_bytes:
             self.bytes += (machine.memory_bytes,)
 
     def cost(self, case: Case) -> tuple[int, ...]:
-        """Return what a case takes of each."""
+        """Return how much of each a case takes, in bytes."""
         return tuple(process + _bytes_of(case) for process in (PROCESS_BYTES, GPU_PROCESS_BYTES)[:len(self.bytes)])
 
     def jobs(self, cases: Iterable[Case]) -> int:
-        """Return how many cases are prepared at once at most: one a core, as far as the smallest of them fit."""
+        """Return how many cases to prepare at once: at most one per core, as far as the smallest ones fit."""
         smallest = min((self.cost(case) for case in cases), default=())
         return max(1, min([usable_cores(), *(room // cost for room, cost in zip(self.bytes, smallest, strict=False))]))
 
@@ -55,7 +54,7 @@ def _bytes_of(case: Case) -> int:
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use: those that it is bound to, or fewer where a container has a share."""
+    """Return the number of cores that this process may use, by its affinity and its control group's quota."""
     cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -65,11 +64,11 @@ def usable_cores() -> int:
 
 
 class Pool(Generic[Item, R]):
-    """Children that work on items side by side, each with a watcher's thread of its own.
+    """Children that work on items in parallel, each with its own watcher thread.
 
     workers : the children; the first may be warm already
     work : called with a child and an item, in a thread
-    crowded : whether a result may be due to the neighbours (memory ran out); such an item is worked on again, alone
+    crowded : whether a result may be due to the neighbours (out of memory); such an item is rerun alone
     """
 
     def __init__(self, workers: list[Isolation], work: Callable[[Isolation, Item], R],
@@ -80,11 +79,11 @@ class Pool(Generic[Item, R]):
         self._free = threading.Condition()
 
     def run(self, lineup: Lineup[Item]) -> Generator[Event[Item, R]]:
-        """Work on what waits in `lineup`. Yield ``("started", item, None)`` and ``("ended", item, result)`` as they
-        happen, and ``("waiting", None, None)`` where nothing has for a second.
+        """Work on the items in `lineup`. Yield ``("started", item, None)`` and ``("ended", item, result)`` as they
+        happen, and ``("waiting", None, None)`` after a second without either.
 
-        When the iteration ends early (Ctrl-C), the children are killed and what they worked on has no result. What
-        `work` raises is raised here.
+        If the iteration ends early (Ctrl-C), the children are killed, and running items have no result. Raises what
+        `work` raises.
         """
         again = yield from self._together(self._workers, lineup, self._crowded)
         if again:
@@ -94,7 +93,7 @@ class Pool(Generic[Item, R]):
 
     def _together(self, workers: list[Isolation], lineup: Lineup[Item],
                   crowded: Callable[[R], bool]) -> Generator[Event[Item, R], None, list[Item]]:
-        """Run the waiting items; return those that must run again, alone."""
+        """Run the waiting items; return those to rerun alone."""
         self._lineup = lineup
         again: list[Item] = []
         alone = len(workers) == 1
@@ -148,7 +147,7 @@ class Pool(Generic[Item, R]):
             self._events.put(("left", None, None))
 
     def _next(self, worker: Isolation, ended: Item | None) -> Item | None:
-        """Return the item that `worker` begins after the one that ended, once there is room for it."""
+        """Return the next item for `worker`, once there is room for it; None if there are no more."""
         with self._free:
             if ended is not None:
                 self._lineup.end(ended)
@@ -156,6 +155,6 @@ class Pool(Generic[Item, R]):
             while self._lineup:
                 if (item := self._lineup.take()) is not None:
                     return item
-                worker.recycle()        # an idle child's memory is room for those that run
+                worker.recycle()        # frees an idle child's memory
                 self._free.wait()
             return None

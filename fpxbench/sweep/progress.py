@@ -1,7 +1,7 @@
 """Progress of a sweep: running cases, remaining cases, failures.
 
-asv swallows what a benchmark prints, so the stream can be named by ``FPX_PROGRESS`` (a path, such as
-``/proc/PID/fd/2``); otherwise it is this process's stderr.
+Goes to the path in ``FPX_PROGRESS`` (such as ``/proc/PID/fd/2``: asv captures what a benchmark prints), by default to
+stderr.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from fpxbench.records.verdict import BROKEN, SIGNS, Status
 
 STREAM_VARIABLE = "FPX_PROGRESS"
 PLAIN_LINE_EVERY_S = 10.0
-"""Where the stream is no terminal (a CI log), one line this often instead of a bar."""
+"""Interval of the lines that replace the bar if the stream is not a terminal (a CI log)."""
 
 _COLOURS = {Status.OK: "green", Status.UNSUPPORTED: "dim", Status.MISSING: "dim"}
 
 
 class Progress:
-    """A bar on a terminal, occasional lines elsewhere; unless not to `announce`, every failure is a line of its own in
-    both."""
+    """A progress bar on a terminal, occasional lines elsewhere; with `announce`, also a line for every failure."""
 
     def __init__(self, total: int, stream: TextIO | None = None, announce: bool = True) -> None:
         self._announce = announce
@@ -70,8 +69,8 @@ class Progress:
         self.console.print(escape(text))
 
     def starting(self, case_id: str) -> None:
-        """Show that a case runs, beside those that were started and have not finished."""
-        self._running[case_id] = None     # there already, if it runs again, alone
+        """Add a case to the running ones that are shown."""
+        self._running[case_id] = None     # present already if it is rerun alone
         self._bar.update(self._task, description=escape(self.running()))
         if not self.console.is_terminal and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + PLAIN_LINE_EVERY_S
@@ -89,7 +88,7 @@ class Progress:
                                markup=False, style="red", soft_wrap=True)
 
     def running(self) -> str:
-        """Return the case that has run longest, and how many others run: ``dense/bf16/llama3-8b.k/m1/bf16 and 3 more``.
+        """Return the case that has run longest and the number of others: ``dense/bf16/llama3-8b.k/m1/bf16 and 3 more``.
         """
         if not self._running:
             return "nothing"
@@ -97,10 +96,8 @@ class Progress:
 
     def tally(self) -> str:
         """Return ``41 ok, 2 wrong, 1 crash``."""
-        return (
-            ", ".join(f"{self.counts[status]} {status}" for status in reversed(Status) if self.counts[status])
-            or "nothing done yet"
-        )
+        return (", ".join(f"{self.counts[status]} {status}" for status in reversed(Status) if self.counts[status])
+                or "nothing done yet")
 
 
 def _named_stream() -> TextIO | None:
@@ -109,6 +106,6 @@ def _named_stream() -> TextIO | None:
         return None
     try:
         return open(path, "w", buffering=1, encoding="utf-8")
-    except OSError as error:    # the process that named it is gone, or its stream is a socket
+    except OSError as error:    # the other process has exited, or its stream is a socket
         print(f"{STREAM_VARIABLE}={path} cannot be opened ({error.strerror}); progress goes to stderr", file=sys.stderr)
         return None

@@ -1,4 +1,4 @@
-"""Write a script that repeats a record's case in one plain process, for a bug report or a debugger."""
+"""Write a script that reproduces a record's case in one plain process, for a bug report or a debugger."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _HEAD = '''\
 # was found {headline} with torch {torch}, Triton {triton}, on {device} ({arch}), {started_at}:
 #   {summary}
 #
-# Needs fpxbench, and that torch. Implementations that are not fpxbench's own: python THIS_FILE THEIR_FILE.py
-# Ends with 0 if the result is right, 1 if it is wrong; what crashes, crashes.
+# Needs fpxbench, and that torch. For implementations that are not fpxbench's own: python THIS_FILE THEIR_FILE.py
+# Exits with 0 if the result is right and 1 if it is wrong, or crashes.
 import sys
 
 import torch
@@ -65,7 +65,7 @@ from fpxbench.checking.expert_operands import GroupedProduct
 
 operands = trial.prepare_experts(implementation, case, device, seed)
 stored = operands.weight                                    # of all experts
-# x [T, K] -> implementation.grouped_matmul(x, stored, operands.offsets), with the offsets that were drawn with x
+# x [T, K] -> implementation.grouped_matmul(x, stored, operands.offsets), with the offsets drawn with x
 product = GroupedProduct(implementation, operands)
 
 
@@ -85,7 +85,7 @@ for number in range(correctness.CALLS):
     print(f"call {number}: relative error {found.relative_error:.4g}, at most {found.bound:.4g} is right;"
           f" {found.outside} of {y.numel()} elements outside")
 
-# What a product of random operands may hide: memory left unwritten, inputs changed, single codes, single
+# Faults that a product of random operands may hide: unwritten memory, changed inputs, single codes, single
 # configurations.
 try:
     verdict = verdict_of_more_calls()
@@ -97,7 +97,7 @@ if verdict is not None:
 '''
 
 _TIMING = """
-# Recorded: {median_us:.4g} us, dense {baseline}. Weights are not rotated here, so a small one is read from cache.
+# Recorded: {median_us:.4g} us, dense {baseline}. Weights are not rotated here, so a small one stays in cache.
 from torch.utils.benchmark import Timer
 
 dense = operands.dense()
@@ -121,7 +121,7 @@ _OF_A_FILE = '''\
 import sys
 
 sys.exit(
-    "the weight of this case is a file's, which the record does not hold; measure it again by: "
+    "the weight of this case comes from a file, which the record does not hold; measure it again with: "
     "fpxbench run --fresh --seed {seed} {option} -i {implementation} -w '{workload}/m{m}'"
 )
 '''
@@ -130,8 +130,8 @@ sys.exit(
 def repro_script(record: Record) -> str:
     """Return Python source that quantizes the record's weight, multiplies by it and compares with the reference.
 
-    It needs fpxbench installed, and nothing of its sweep: no child process, no records. A record's free text (a
-    summary, a device's name) comes from another machine; it appears in comments only, and cannot leave them.
+    It needs fpxbench, but no child process and no records. A record's free text (a summary, a device's name) may come
+    from another machine: it appears only in comments, as a single printable line.
     """
     case, timing = record.case, record.timing
     names: tuple[str, ...] = ("implementation", "scheme", "workload")
@@ -152,7 +152,7 @@ def repro_script(record: Record) -> str:
                           arch=_one_line(record.machine.arch), started_at=_one_line(record.started_at),
                           summary=_one_line(record.verdict.summary or record.verdict.headline), fields=fields,
                           kind=record.machine.kind, seed=record.seed or 0,
-                          seed_note="" if record.seed is not None else "   # none is on the record")
+                          seed_note="" if record.seed is not None else "   # the record has none")
     script += (_ONE_WEIGHT if case.experts is None else _EXPERTS) + _CALLS
     if record.verdict.status is Status.OK and timing is not None:
         baseline = f"{timing.baseline_us:.4g} us" if timing.baseline_us is not None else "not recorded"
@@ -161,10 +161,10 @@ def repro_script(record: Record) -> str:
 
 
 def _literal(value: object) -> str:
-    return repr(str(value)) if isinstance(value, str) else repr(value)      # an enumeration's value, not its name
+    return repr(str(value)) if isinstance(value, str) else repr(value)      # str: an enumeration's value, not its name
 
 
 def _one_line(text: str) -> str:
-    """Return `text` for a comment: one line, and no character that an editor would not show."""
+    """Return `text` for a comment: one line of printable characters."""
     line = " ".join(text.split())
     return "".join(character if character.isprintable() else " " for character in line)[:300]

@@ -1,4 +1,4 @@
-"""Many cases on one build and one machine, each in isolation, several at once, each a record as soon as it ends."""
+"""Run many cases on one build and one machine, each in isolation, several at once, and record each as it ends."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from fpxbench.sweep.settings import Settings
 
 PREPARATION_TIMEOUT_S = 300.0
 CHECK_BUDGET_S = {"smoke": 0.07, "quick": 0.5, "full": 3.0}
-"""For each case: checks of other token counts, shapes and layouts, repeats, and the accumulator."""
+"""Seconds per case for checks of other token counts, shapes and layouts, repeats, and the accumulator."""
 
 DAMAGING = frozenset({Status.ERROR, Status.NONFINITE, Status.WRONG})
-"""Statuses after which a GPU child is replaced: its context may be past use (a fault is sticky)."""
+"""Statuses after which a GPU child is replaced: its context may be unusable (faults are sticky)."""
 
 
 @dataclass
@@ -43,15 +43,15 @@ class Sweep:
     resumed: int = 0
     interrupted: bool = False
     ran: set[str] = field(default_factory=set)
-    """Ids of the cases that were run now."""
+    """Ids of the cases that this sweep ran."""
     not_loaded: list[str] = field(default_factory=list)
     gate: Gate = field(default_factory=lambda: Gate(groups=False))
-    """When each case was timed, and how many ran at once."""
+    """Has the time of each timing, and how many cases ran at once."""
     elapsed_s: float = 0.0
     """From the first case to the last."""
 
     def duration_message(self) -> str:
-        """Return how long the cases that were run took, and how much of it was timing; "" if none was run."""
+        """Return how long the sweep's cases took, and how much of it was timing; "" if it ran none."""
         ran = [record for record in self.records if record.case.id in self.ran and record.elapsed_s is not None]
         if not ran:
             return ""
@@ -61,19 +61,16 @@ class Sweep:
         timed = (f"; timing {cases} of them and their tiles, one at a time in {counted(len(turns), 'turn')}, took"
                  f" {self.gate.timed_s:.0f} s, and stopping the others {self.gate.stopping_s:.0f} s"
                  if turns else "")
-        return (
-            f"{counted(len(ran), 'case')} in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at "
-            f"once{timed}. Together "
-            f"they took {sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it first calls, "
-            "which compile"
-        )
+        return (f"{counted(len(ran), 'case')} in {self.elapsed_s:.0f} s, up to {self.gate.most_at_once} at once{timed}."
+                f" Together they took {sum(record.elapsed_s or 0.0 for record in ran):.0f} s, {first_calls:.0f} s of it"
+                " first calls, which compile")
 
 
 def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
-    """Plan, then run every case that has no record yet (or every one, with `fresh`).
+    """Plan, then run every case that has no record yet (with `fresh`, every case).
 
-    Ctrl-C ends it early with what was measured (`interrupted`). Raises CannotStart, and ValueError for a selection
-    that matches nothing.
+    Ctrl-C ends the sweep early and keeps its records (`interrupted`). Raises CannotStart, and ValueError for a
+    selection that matches nothing.
     """
     build, store = installed_build(), Store(settings.results)
     with contextlib.ExitStack() as stack:
@@ -115,8 +112,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
 
 def _records(cases: _Cases, todo: list[Planned], workers: list[Isolation], shown: Progress,
              ) -> Iterator[Record | None]:
-    """Yield the records of cases as they end, first those of what is refused, which takes no time; and None now and
-    then while nothing ends."""
+    """Yield records as cases end, refused ones first, and None from time to time while none ends."""
     yield from (cases.refusal(planned) for planned in todo if planned.refused)
     pool = Pool(workers, cases.record, lambda record: record.verdict.status is Status.OOM)
     lineup, durations = cases.lineup(planned for planned in todo if not planned.refused)
@@ -143,10 +139,10 @@ def _say_before(shown: Progress, plan: Plan, sweep: Sweep, jobs: int) -> None:
 
 @dataclass(frozen=True)
 class _Cases:
-    """How one case becomes a record.
+    """Makes records of a plan's cases.
 
-    cores : that each case has while it is prepared beside others
-    room : the memory for those that run at once; with `Settings.jobs` it is the user's concern
+    cores : number for each case while it is prepared beside others
+    room : the memory for cases that run at once; ignored if the user set `Settings.jobs`
     """
 
     plan: Plan
@@ -157,8 +153,11 @@ class _Cases:
     room: Room
 
     def lineup(self, todo: Iterable[Planned]) -> tuple[Lineup[Planned], Durations]:
-        """Return the order in which cases begin: the plan's, but of the last stage those first whose implementation has
-        taken longest so far, so that no long one is left alone at the end. The durations are added as cases end."""
+        """Return the order in which cases begin, and the durations to update as cases end.
+
+        It is the plan's order, except that the last stage begins with the implementations that have taken longest so
+        far, so that no long case runs alone at the end.
+        """
         durations = Durations()
 
         def sooner(planned: Planned) -> tuple[int, float]:
@@ -170,7 +169,7 @@ class _Cases:
         return Lineup(todo, sooner, lambda planned: self.room.cost(planned.case), self.room.bytes), durations
 
     def refusal(self, planned: Planned) -> Record:
-        """Return the record of a case that is refused without running it."""
+        """Return the record of a refused case, without running it."""
         status = Status.MISSING if planned.missing else Status.UNSUPPORTED
         return Record(**self._common(planned), verdict=Verdict(status=status, summary=planned.refused))
 
@@ -210,9 +209,9 @@ class _Cases:
 
 
 def machine_here(isolation: Isolation, device: str | None, name: str | None, *, timed: bool) -> Machine:
-    """Return the machine behind `device` (None: the default), with its read bandwidth if anything is to be timed.
+    """Return the machine of `device` (None: the default), with its read bandwidth if `timed`.
 
-    Measuring that waits for other sweeps' timing. Raises ValueError for a device that is not there, and CannotStart.
+    Measuring it waits for other sweeps' timings. Raises ValueError for a missing device, and CannotStart.
     """
     how = "measured" if timed else "described"
     outcome = isolation.call(f"fpxbench.checking.machine:{how}", device, name, timeout_s=PREPARATION_TIMEOUT_S)
@@ -220,7 +219,7 @@ def machine_here(isolation: Isolation, device: str | None, name: str | None, *, 
 
 
 def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) -> dict[str, Record]:
-    """Return records that still hold: of this very build, and of implementations that were not edited since."""
+    """Return the records that are still valid: of this build, and of implementations that have not been edited."""
     path = store.file(machine.name, build)
     if not path.exists():
         return {}

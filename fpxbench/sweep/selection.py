@@ -1,4 +1,4 @@
-"""Which cases a sweep has: profiles and globs over implementations, schemes and workloads."""
+"""Select a sweep's cases: profiles, and globs over implementations, schemes and workloads."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ from fpxbench.workloads import CANARIES, is_from_file, workloads
 
 
 class _Block(NamedTuple):
-    """Schemes × layers; a profile is several of them."""
+    """Schemes × layers; a profile consists of several blocks."""
 
     schemes: tuple[str, ...]
     layers: tuple[str, ...]
     """Globs over ``workload/mM``."""
     activations: tuple[Activation, ...] = ("bf16",)
     spared: tuple[str, ...] = ()
-    """Globs over implementations that the block leaves out."""
+    """Globs over implementations that the block excludes."""
 
 
 _ALL = ("*",)
 _EACH_KIND = ("int8-row", "e4m3fn-row", "e3m2-g128", "nvfp4")
 _VARIANTS = ("e4m3fn-b128x128", "mxfp4.rceil", "nf4-g64", "e4m3fn-row+e4m3fn-row")
-"""Blocks in two dimensions, another rounding of scales, a list of values, quantized activations."""
+"""Two-dimensional blocks, another rounding of scales, a codebook, quantized activations."""
 _FEW = ("bf16", "int8-row", "e4m3fn-row", "e4m3fnuz-row", "e3m2-row", "mxfp4")
 _CANARIES = tuple(f"{canary.name}/*" for canary in CANARIES
                   if canary.experts is None and canary.name != "canary.blocks")
 _BLOCKS = ("e4m3fn-b128x128", "e4m3fn-b128x128+e4m3fn-g128")
 
 _COMPILED = ("cpu_fused", "compiled_*")
-"""A case of these takes a CPU five seconds: the compiler runs for each shape and scheme."""
+"""Each case of these takes five seconds on a CPU: the compiler runs for each shape and scheme."""
 
 PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cpu"): (_Block(("e4m3fn-row", "e4m3fnuz-row", "mxfp4"), ("canary.codes/m1",)),
@@ -62,8 +62,8 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
     ("smoke", "cuda"): (_Block(("e4m3fn-row", "mxfp4"), ("canary.experts.empty/m9",)),
                         _Block(_FEW, ("canary.codes/m1", "canary.ragged/*", "llama3-8b.k/m1")),
                         _Block((*_FEW[1:], "nvfp4"), ("canary.values/m6", "canary.scales/m1"))),
-    # On a CPU: what two cores take in minutes. Every scheme is checked on all its codes; what compiles is spared most
-    # of the rest.
+    # On a CPU: what two cores can do in minutes. Every scheme is checked on all its codes; implementations that compile
+    # are excluded from most of the rest.
     ("quick", "cpu"): (_Block(("e5m2-row", "e4m3fnuz-row"), ("canary.seed/m1",)), _Block(_ALL, ("canary.codes/m1",)),
                        _Block(("mxfp4", "nvfp4"), ("canary.values/m6", "canary.scales/m1")),
                        _Block(_EACH_KIND, ("canary.values/m6", "canary.scales/m1"), spared=_COMPILED),
@@ -88,9 +88,9 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
 
 
 def make_plan(settings: Settings) -> Plan:
-    """Return the cases that `settings` select. Imports torch and every implementation.
+    """Return the plan of the cases that `settings` select. Imports torch and every implementation.
 
-    Raises ValueError for a glob or name that selects nothing, naming the nearest ones.
+    Raises ValueError for a glob or name that selects nothing, with similar names.
     """
     device = settings.device or default_device()
     known, failures = discover(settings.impls)
@@ -122,9 +122,9 @@ def make_plan(settings: Settings) -> Plan:
 
 
 def _cases_in(path: Path) -> list[Case]:
-    """Return the cases in a file, a JSON object a line.
+    """Return the cases in a file, one JSON object per line.
 
-    Raise ValueError for a line that is no case, with its number, and for a file that cannot be read or has no case.
+    Raise ValueError, with the line's number, for a line that is not a case, and for an unreadable or empty file.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -135,25 +135,22 @@ def _cases_in(path: Path) -> list[Case]:
         try:
             cases.append(Case.model_validate_json(line))
         except ValueError as error:
-            raise ValueError(
-                f"--cases {path}:{number}: no case as `fpxbench records | jq -c .case` prints them: "
-                f"{first_mistake(error)}"
-            ) from None
+            raise ValueError(f"--cases {path}:{number}: not a case as `fpxbench records | jq -c .case` prints it: "
+                             f"{first_mistake(error)}") from None
     if not cases:
-        raise ValueError(f"--cases {path}: there is no case in it")
+        raise ValueError(f"--cases {path}: the file holds no case")
     return cases
 
 
 def _listed(case: Case, known: dict[str, type[Implementation]], device: str) -> Planned:
-    """Return the plan of a case that was asked for by name: one too large for its implementation is refused, not left
-    out."""
-    if case.implementation not in known:    # the trial says what could not be loaded
+    """Return the plan of a case listed in a file; one too large for its implementation is refused, not left out."""
+    if case.implementation not in known:    # the trial reports what could not be loaded
         return Planned(case=case)
     if is_from_file(case.workload):
-        return Planned(case=case, refused=f"the weight of {case.workload} is a file's, which a list of cases does not "
-                                          "hold: --checkpoint or --weights gives it")
-    support = _asked(known[case.implementation], scheme_named(case.scheme), device, case.rows * case.n * case.k)
-    if support is None:
+        return Planned(case=case, refused=f"the weight of {case.workload} comes from a file, which a list of cases does"
+                                          " not hold: give it with --checkpoint or --weights")
+    support, limit = _answer(known[case.implementation], scheme_named(case.scheme), device)
+    if limit is not None and case.rows * case.n * case.k > limit:
         return Planned(case=case, refused=f"{case.implementation} takes no case of this size on {device}")
     return Planned(case=case, refused=support.reason, missing=support.missing)
 
@@ -167,13 +164,13 @@ def _selected(
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
 
     planned: dict[str, Planned] = {}
-    answers = cache(lambda name, scheme: _answer(known[name], scheme, device))      # one for all layers
+    answers = cache(lambda name, scheme: _answer(known[name], scheme, device))      # the same for all layers
     for block in _blocks(settings, device, list(layers)):
         asked = [name for name in names if not any(fnmatchcase(name, glob) for glob in block.spared)]
-        # Grouped by layer and scheme, so that what shares inputs runs together and a baseline stands near its rivals.
+        # Grouped by layer and scheme, so that cases with the same inputs, and a baseline and its rivals, run together.
         for layer in _select(block.layers, layers, "workload"):
             workload, m = layers[layer]
-            case = workload.case(names[0], "bf16", m)       # each has these rows and experts
+            case = workload.case(names[0], "bf16", m)       # all cases of the layer have its rows and experts
             elements = case.rows * workload.n * workload.k
             for scheme_name in _select_schemes(block.schemes):
                 scheme = scheme_named(scheme_name)
@@ -181,12 +178,14 @@ def _selected(
                     support, limit = answers(name, scheme)
                     if limit is not None and elements > limit:
                         continue
+                    # Trivial refusals: single weights for grouped products, quantized weights for dense products and
+                    # dense weights for quantized ones, quantized activations for weight-only products.
                     if known[name].experts_only and case.experts is None:
-                        continue    # nor that a grouped product takes no single weight
+                        continue
                     if not support.supported and (known[name].baseline or not scheme.quantized):
-                        continue    # that a dense product takes no quantized weight, and the reverse, is no finding
+                        continue
                     if scheme.activation is not None and not known[name].quantizes_activations:
-                        continue    # nor that a weight-only product quantizes no activation
+                        continue
                     # A dense scheme is the activation's own dtype.
                     for activation in block.activations:
                         if not scheme.quantized and activation != scheme_name:
@@ -195,18 +194,15 @@ def _selected(
                         planned.setdefault(case.id, Planned(case=case, refused=support.reason, missing=support.missing))
     planned = dict(sorted(planned.items(), key=_by_evidence(planned.values())))
     if not planned:
-        raise ValueError(
-            f"nothing to run on {device}: {', '.join(names)} takes none of these schemes and shapes"
-            + (" (Triton's interpreter takes small shapes only)" if device == "cpu" else "")
-        )
+        raise ValueError(f"nothing to run on {device}: {', '.join(names)} takes none of these schemes and shapes"
+                         + (" (Triton's interpreter takes small shapes only)" if device == "cpu" else ""))
     return planned
 
 
 def _by_evidence(planned: Iterable[Planned]) -> Callable[[tuple[str, Planned]], tuple]:
-    """Return the sort key of cases by what they tell: canaries, a first layer at M = 1, other layers at M = 1, and the
-    rest; otherwise in the order given.
+    """Return the sort key of cases: canaries, layers at M = 1, and the rest; within each, layer by layer as given.
 
-    A sweep that is looked at before its end has then something of every implementation and scheme.
+    An unfinished sweep then already covers every implementation and scheme.
     """
     places = {layer: number for number, layer in enumerate(dict.fromkeys(
         (each.case.workload, each.case.m) for each in planned))}
@@ -219,13 +215,13 @@ def _by_evidence(planned: Iterable[Planned]) -> Callable[[tuple[str, Planned]], 
 
 
 REFUSED_ON = "canary.codes"
-"""The workload that stands for all on which a scheme is refused: every profile has it, so that the case is the same in
-each."""
+"""The workload whose case represents all with the same refusal; every profile has it, so the case is always the same.
+"""
 
 
 def without_repeated_refusals(planned: dict[str, Planned]) -> dict[str, Planned]:
-    """Return the cases that run, and of those that will be refused one for each implementation, scheme and reason: what
-    is refused on one layer is refused on all."""
+    """Return the cases that run, and one refused case per implementation, scheme and reason, which is the same for all
+    layers."""
     refusals: dict[tuple[str, str, str], Planned] = {}
     for each in planned.values():
         key = each.case.implementation, each.case.scheme, each.refused
@@ -237,8 +233,8 @@ def without_repeated_refusals(planned: dict[str, Planned]) -> dict[str, Planned]
 
 def _nothing_to_do(classes: dict[str, type[Implementation]], planned: Iterable[Planned],
                    device: str) -> dict[str, str]:
-    """Return the implementations that this device leaves nothing to do, with the reason: the device itself is refused,
-    or the device is a CPU beside a GPU, which an interpreter stands in for."""
+    """Return implementation -> reason, for those without a case on this device: it refuses all, or it runs in an
+    interpreter on this CPU although the machine has a GPU."""
     cases: dict[str, list[Planned]] = {}
     for each in planned:
         cases.setdefault(each.case.implementation, []).append(each)
@@ -253,24 +249,18 @@ def _nothing_to_do(classes: dict[str, type[Implementation]], planned: Iterable[P
 
 
 def _is_interpreted(cls: type[Implementation]) -> bool:
-    """Return whether a CPU is a stand-in for it: untimed and slow there, neither on a GPU."""
+    """Return whether an implementation runs in an interpreter on CPUs: slow and untimed there, but not on a GPU."""
     try:
         instance = cls()
         return instance.slow("cpu") and bool(instance.no_timing("cpu")) and not instance.slow("cuda")
-    except Exception:   # it says nothing of itself: the trial asks again, and records what it raised
+    except Exception:   # the trial asks again, and records the exception
         return False
 
 
-def _asked(cls: type[Implementation], scheme: Scheme, device: str, elements: int) -> Support | None:
-    """Return what an implementation says of a scheme; None where the case is larger than it takes."""
-    support, limit = _answer(cls, scheme, device)
-    return None if limit is not None and elements > limit else support
-
-
 def _answer(cls: type[Implementation], scheme: Scheme, device: str) -> tuple[Support, int | None]:
-    """Return what an implementation says of a scheme, and the most elements of a case that it takes.
+    """Return an implementation's support for a scheme, and its largest number of elements per case.
 
-    One that raises instead of answering is taken to support it: the trial asks again, and records what it raised.
+    One that raises is taken to support the scheme: the trial asks again, and records the exception.
     """
     try:
         instance = cls()
@@ -296,14 +286,15 @@ def _select(globs: Iterable[str], known: Iterable[str], what: str) -> list[str]:
     for glob in globs:
         matching = [name for name in known if fnmatchcase(name, glob)]
         if not matching:
-            raise ValueError(_unknown(what, glob, known))
+            hint = did_you_mean(glob, known, f"there are {', '.join(known[:20])}")
+            raise ValueError(f"no {what} {glob!r}; {hint}")
         picked |= dict.fromkeys(matching)
     return list(picked)
 
 
 def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
-    """Return the profile's blocks; where schemes or workloads were asked for, one block of those and, for the other,
-    all that the profile has."""
+    """Return the profile's blocks; if schemes or workloads were given, one block of these, with the profile's for the
+    other."""
     profile = PROFILES[settings.profile, "cpu" if device == "cpu" else "cuda"]
     if not settings.scheme and not settings.workload:
         return list(profile)
@@ -317,7 +308,7 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
         if "/" in glob:
             asked += _select((glob,), layers, "workload")
             continue
-        # llama2-7b.o means the token counts that the profile has of it; all of them if it has none.
+        # llama2-7b.o stands for its token counts in the profile, or for all of them if the profile has none.
         names = set(_select((glob,), dict.fromkeys(layer.split("/")[0] for layer in layers), "workload"))
         matching = [layer for layer in layers if layer.split("/")[0] in names]
         asked += [layer for layer in matching if layer in profile_layers] or matching
@@ -328,7 +319,7 @@ def _blocks(settings: Settings, device: str, layers: list[str]) -> list[_Block]:
 
 
 def _select_schemes(globs: Iterable[str]) -> list[str]:
-    """Return the named schemes that match, as `_select` does; any other name is read as a scheme by its parts."""
+    """Return the schemes that match wildcards; a name without one may be any valid scheme."""
     picked: dict[str, None] = {}
     for glob in globs:
         if any(wildcard in glob for wildcard in "*?["):
@@ -337,11 +328,6 @@ def _select_schemes(globs: Iterable[str]) -> list[str]:
             picked[scheme_named(glob).name] = None
     return list(picked)
 
-
-def _unknown(what: str, glob: str, known: Iterable[str]) -> str:
-    known = list(known)
-    hint = did_you_mean(glob, known, f"there are {', '.join(known[:20])}")
-    return f"no {what} {glob!r}; {hint}"
 
 
 def _main() -> int:

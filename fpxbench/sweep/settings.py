@@ -1,6 +1,6 @@
 """Settings of a sweep: the same fields from the command line, from asv's environment, and from Python.
 
-Imports no torch, so that asv's benchmarks can read it.
+Imports no torch, so that asv's benchmarks can import it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ ENVIRONMENT_PREFIX = "FPX_"
 
 
 def default_memory_limit() -> int:
-    """Return how many bytes a case may take: three quarters of the machine's memory."""
+    """Return the default memory limit of a case in bytes: three quarters of the machine's memory."""
     return psutil.virtual_memory().total * 3 // 4
 
 
 class Settings(BaseModel):
-    """Which cases, where, how long."""
+    """The cases of a sweep, the machine, and the limits."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,16 +34,16 @@ class Settings(BaseModel):
     """``cpu`` or ``cuda``; None: a GPU if PyTorch sees one."""
     results: Path = Path("results")
     machine: Name | None = None
-    """What records are filed under; None: the device's own name."""
+    """The machine name of the records; None: the device's own name."""
     impls: tuple[Path, ...] = ()
     implementation: tuple[str, ...] = ()
     scheme: tuple[str, ...] = ()
     workload: tuple[str, ...] = ()
-    """Globs; empty: what the profile says."""
+    """Globs; empty: the profile's."""
     tp: tuple[int, ...] = ()
-    """Sizes of tensor parallelism: layers as one rank holds them are workloads too (``llama3-70b.down.tp8``)."""
+    """Sizes of tensor parallelism: one rank's shards of layers are workloads too (``llama3-70b.down.tp8``)."""
     cases: Path | None = None
-    """A file of cases, one JSON object a line, to run instead of what profile and globs select."""
+    """A file of cases, one JSON object per line, to run instead of those that profile and globs select."""
     checkpoint: Path | None = None
     """A file or folder of quantized weights: its layers are measured with their own codes, instead of a profile."""
     layer: tuple[str, ...] = ()
@@ -53,16 +53,15 @@ class Settings(BaseModel):
     activations: str | None = None
     """``FILE[:NAME]``: a tensor ``[..., K]`` whose rows are multiplied, instead of random ones."""
     fresh: bool = False
-    """Measure again what is already in `results`."""
+    """Whether to measure cases again that have a record in `results`."""
     jobs: int | None = Field(default=None, gt=0)
-    """How many cases are prepared at once; None: as many as there are cores, and memory for the largest case. Timing
-    is always one case alone."""
+    """How many cases to prepare at once; None: one per core, within memory. Cases are always timed one at a time."""
     report: Path | None = None
-    """A folder where the report is built, and built again while the sweep goes on."""
+    """A folder where the report is built, and rebuilt during the sweep."""
     timeout_s: float = Field(default=180.0, gt=0)
-    """For one case, from start to result, without the time that it waits or stands still while another is timed."""
+    """Limit for one case, excluding the time that it waits or is stopped while another is timed."""
     memory_limit: int = Field(default_factory=default_memory_limit, gt=0)
-    """Bytes of memory that a case and its children may hold."""
+    """Bytes of memory that a case and its child processes may hold."""
     seed: int | None = None
     timing_budget_s: float = Field(default=0.5, ge=0)
 
@@ -70,13 +69,11 @@ class Settings(BaseModel):
     def from_environment(cls) -> Settings:
         """Read the fields from FPX_PROFILE, FPX_DEVICE, FPX_RESULTS, …; lists are separated by commas.
 
-        Raises pydantic's ValidationError for a value that is none.
+        Raises pydantic's ValidationError for an invalid value.
         """
         values: dict[str, object] = {}
         for name, field in cls.model_fields.items():
             text = os.environ.get(ENVIRONMENT_PREFIX + name.upper(), "").strip()
             if text:
-                values[name] = (
-                    tuple(part for part in text.split(",") if part) if isinstance(field.default, tuple) else text
-                )
+                values[name] = tuple(filter(None, text.split(","))) if isinstance(field.default, tuple) else text
         return cls.model_validate(values)

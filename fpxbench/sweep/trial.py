@@ -1,5 +1,5 @@
-"""One case, from request to result, in whatever process it is called in (`fpxbench.sweep.isolation` gives it a safe
-one)."""
+"""Run one case, from request to result, in the calling process (`fpxbench.sweep.isolation` provides a watched child).
+"""
 
 from __future__ import annotations
 
@@ -70,14 +70,14 @@ from fpxbench.workloads import WeightContents, contents_of, is_canary
 
 CALLS_AFTER_TIMING = 1
 PEER_SQNR_SLACK_DB = 1.0
-"""How far a weight that an implementation quantized in a layout of its own may lie below the oracle's SQNR."""
+"""How far the SQNR of a weight in a private layout may lie below the oracle's."""
 DESIGNED_SLACK_DB = 12.0
-"""The same for the designed weights of canaries, whose zeros and outliers suit one way of quantizing and not another
-(rotated weights lose 10 dB)."""
+"""The same for the designed weights of canaries, whose zeros and outliers favour some quantizers (rotated weights lose
+10 dB)."""
 
 
 def run_trial(request: TrialRequest) -> TrialResult:
-    """Quantize, check, and if it is right, time. What the implementation raises becomes the verdict."""
+    """Quantize, check, and time if right. Exceptions of the implementation become the verdict."""
     started = time.perf_counter()
     known, failures = implementations.discover(request.impls)
     name = request.case.implementation
@@ -89,7 +89,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
         _run(known[name](), request, result)
     except ContractViolation as violation:
         result.verdict = violation.verdict
-    except BaseException as error:  # whatever an implementation raises is a finding about it, SystemExit included
+    except BaseException as error:  # anything that an implementation raises is its result, SystemExit included
         traceback.print_exc()
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:
@@ -102,7 +102,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
 
 
 def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Verdict:
-    """Return the verdict on an instance. What it raises is raised."""
+    """Return the verdict on an instance. Raises what the instance raises."""
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(implementation, request, result)
@@ -112,8 +112,8 @@ def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Ve
 
 
 def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
-    """Quantize the case's weight, or take it from a file. Raise ContractViolation if quantizing changed the weight or
-    gave another's shape."""
+    """Quantize the case's weight, or load it from a file. Raise ContractViolation if quantizing changed the original or
+    its shape."""
     case, device, seed = request.case, request.device, request.seed
     if case.experts is not None:
         return prepare_experts(implementation, case, device, seed, request.weight)
@@ -131,23 +131,22 @@ def prepare(implementation: Implementation, request: TrialRequest) -> Operands:
 
 
 def quantized(implementation: Implementation, case: Case, device: str, seed: int, original: Tensor) -> Operands:
-    """Quantize a weight fp32 [N, K] as `case` says. Raise ContractViolation as `prepare` does."""
+    """Quantize a weight fp32 [N, K] for `case`. Raise ContractViolation as `prepare` does."""
     before = original.clone()
     weight = implementation.quantize(original, scheme_named(case.scheme))
     if not torch.equal(original, before):
-        raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed the weight that it was given in place")
+        raise ContractViolation(Kind.INPUT_MODIFIED, "quantize changed its input weight in place")
     decoded = decoded_weight(implementation, weight)
     if tuple(decoded.shape) != tuple(original.shape):
-        raise ContractViolation(
-            Kind.WRONG_SHAPE, f"a weight {list(original.shape)} reads back as {list(decoded.shape)}"
-        )
+        raise ContractViolation(Kind.WRONG_SHAPE,
+                                f"a weight {list(original.shape)} reads back as {list(decoded.shape)}")
     return Operands(case, device, seed, original, weight, decoded.float())
 
 
 def decoded_weight(implementation: Implementation, weight: QuantizedWeight) -> Tensor:
-    """Return what a stored weight stands for, [N, K].
+    """Return the decoded stored weight, [N, K].
 
-    Codes in a known layout are read by the oracle: an implementation does not choose what it is compared with.
+    Codes in a known layout are decoded by the oracle, so that an implementation does not choose its own reference.
     """
     if not weight.has_codes:
         return implementation.dequantize(weight)
@@ -156,7 +155,7 @@ def decoded_weight(implementation: Implementation, weight: QuantizedWeight) -> T
 
 def prepare_experts(implementation: Implementation, case: Case, device: str, seed: int,
                     source: WeightSource | None = None) -> ExpertOperands:
-    """Quantize the weight of each expert, or take all from a file. Raise ContractViolation as `prepare` does."""
+    """Quantize the weight of each expert, or load all from a file. Raise ContractViolation as `prepare` does."""
     def one(expert: int) -> Operands:
         return quantized(implementation, case.of_one_expert, device, seed, expert_weight(case, seed, expert, device))
 
@@ -175,7 +174,7 @@ def prepare_experts(implementation: Implementation, case: Case, device: str, see
 
 
 def expert_alone(implementation: Implementation, operands: ExpertOperands, expert: int) -> Operands:
-    """Return the operands of one expert's weight as it is stored among the others."""
+    """Return the operands of one expert's weight, as stored among the others."""
     case, weight = operands.case.of_one_expert, operands.weight.experts[expert]
     original = operands.original_of(expert)
     decoded = decoded_weight(implementation, weight).float()
@@ -199,10 +198,10 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     except CheckpointError as error:    # a fault of the file, not of the implementation
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
-    # An expert's own operands are not kept: they would count as memory that the implementation holds.
+    # A single expert's operands are not kept, since they would count as memory that the implementation holds.
     rule = undeclared_rule(implementation, expert_alone(implementation, operands, 0)
                            if isinstance(operands, ExpertOperands) else operands)
-    if rule is not None:    # the instance serves this case only, and is judged by its rule from here on
+    if rule is not None:    # the instance serves only this case, and is judged by its rule from here on
         implementation.scale_rule = rule.name
         operands = prepare(implementation, request)
         result.flags.append(Flag.UNDECLARED_RULE)
@@ -242,7 +241,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
 
 
 def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
-    """Run every check; return the first verdict on a mistake."""
+    """Run every check; return the first verdict on a fault."""
     implementation, operands = examination.implementation, examination.operands
     verdict = check_quantization(implementation, operands) or activation_rules.find_rule(
         implementation, operands, explain_in_a_sweep)
@@ -260,14 +259,10 @@ def _checked(examination: Examination, result: TrialResult) -> Verdict | None:
         if asked:
             examination.covered["NaN of one token"] = "NaN and infinity in one row of the activation"
     if verdict is None:
-        verdict = (
-            correctness.check_one_hot(implementation, operands)
-            or _nonfinite_codes(examination)
-            or correctness.check_configs(implementation, operands)
-            or _serving_calls(examination)
-            or check_precision(examination)
-        )
-    # The statistic takes activations to be random in sign, which those with loud channels and offsets are not.
+        verdict = (correctness.check_one_hot(implementation, operands) or _nonfinite_codes(examination)
+                   or correctness.check_configs(implementation, operands) or _serving_calls(examination)
+                   or check_precision(examination))
+    # The statistic assumes activations of random sign, unlike those with outlier channels and offsets.
     if verdict is None and contents_of(operands.case.workload) is not WeightContents.VALUES:
         statistic = examination.statistic
         examination.properties |= {"error_factor": statistic.factor, "error_threshold": _finite(statistic.threshold)}
@@ -292,7 +287,7 @@ def _nonfinite_codes(examination: Examination) -> Verdict | None:
 
 
 def _checked_experts(implementation: Implementation, examination: Examination, result: TrialResult) -> Verdict | None:
-    """Run every check of experts; return the first verdict on a mistake, its kind diagnosed."""
+    """Run every check of experts; return the first verdict on a fault, with its diagnosis."""
     operands = examination.operands
     assert isinstance(operands, ExpertOperands)
     count = operands.case.experts or 1
@@ -317,7 +312,7 @@ def _checked_experts(implementation: Implementation, examination: Examination, r
     result.accuracy = result.accuracy.model_copy(update=_accuracy(comparison))
     if verdict is None or verdict.kind not in (None, Kind.NOT_REPEATABLE):
         return verdict
-    # Each call is routed otherwise: right once and wrong then may be the routing.
+    # Each call has another routing, which may be why one call is right and the next is wrong.
     named = _named(verdict, lambda: diagnose_experts(
         examination, implementation,
         lambda alone, expert: quantized(alone, operands.case.of_one_expert, operands.device, operands.seed,
@@ -355,7 +350,7 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
         samples = timing.time_case(
             implementation, operands, cache_bytes=request.cache_bytes, budget_s=request.timing_budget_s
         )
-        # Timing called it many times more; what is right must still be right.
+        # After the many calls of timing, results must still be right.
         _, verdict = correctness.check_calls(implementation, operands, timed=True, calls=CALLS_AFTER_TIMING)
     tampering.check_untampered()
     if verdict is not None:
@@ -376,7 +371,7 @@ def _time(implementation: Implementation, operands: Operands, request: TrialRequ
 
 
 def undeclared_rule(implementation: Implementation, operands: Operands) -> ScaleRule | None:
-    """Return the rule by which scales were chosen, if it is a right one that is neither the scheme's nor declared."""
+    """Return the rule by which scales were chosen, if it is valid but neither the scheme's nor declared."""
     if implementation.scale_rule is not None or not operands.weight.has_codes \
             or type(implementation).quantize is Implementation.quantize \
             or diagnose_quantization(operands.original, operands) is None:
@@ -387,10 +382,11 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Scale
 
 
 def check_quantization(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Return the verdict on stored codes and scales that are not what the scheme defines. None if they are."""
+    """Return the verdict on stored codes and scales that differ from the scheme's definition; None if they are right.
+    """
     cls, weight = type(implementation), operands.weight
     if cls.quantize is Implementation.quantize and cls.dequantize is Implementation.dequantize:
-        return None     # the oracle's own
+        return None     # quantized by the oracle
     if weight.has_codes:
         rule = implementation.scale_rule
         if rule is not None and follows_rule(operands.original, weight, rule):
@@ -399,7 +395,7 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
         diagnosis = diagnose_quantization(operands.original, judged)
         if diagnosis is None:
             return None
-        # What looks like one mistake may be two, and another weight tell.
+        # Two faults may look like one; a probe weight tells them apart.
         diagnosis = diagnose_quantization(
             operands.original, judged, probe_quantization(implementation, judged)) or diagnosis
         if diagnosis.kind is Kind.ZERO_BLOCK and rule is None \
@@ -414,11 +410,9 @@ def check_quantization(implementation: Implementation, operands: Operands) -> Ve
     if expected is None or reached is None or reached >= expected - slack:
         return None
     return Verdict(
-        status=Status.WRONG,
-        kind=Kind.INACCURATE,
+        status=Status.WRONG, kind=Kind.INACCURATE,
         evidence={"sqnr_db": repr(reached), "oracle_sqnr_db": repr(expected)},
-        summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB",
-    )
+        summary=f"quantizes the weight to {reached:.2f} dB, where {weight.scheme.name} reaches {expected:.2f} dB")
 
 
 def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Operands) -> Verdict:
@@ -429,12 +423,12 @@ def _diagnosed(verdict: Verdict, implementation: Implementation, operands: Opera
 
 
 def _named(verdict: Verdict, diagnose: Callable[[], Diagnosis]) -> Verdict:
-    """Return the verdict with the kind and the message of a diagnosis, where that can be made."""
+    """Return the verdict with the kind and the message of a diagnosis, if diagnosing succeeds."""
     try:
         diagnosis = diagnose()
     except ContractViolation as violation:
         return violation.verdict
-    except Exception as error:  # the implementation under test raised on the probes; what was seen before still holds
+    except Exception as error:  # the implementation raised on the probes; the original verdict still holds
         traceback.print_exc()
         verdict.evidence["diagnosis_failed"] = f"{type(error).__name__}: {error}"[:400]
         return verdict
@@ -460,19 +454,19 @@ def _all_threads() -> int:
 
 
 def _share_cores(request: TrialRequest, timed: bool) -> None:
-    """Compile on the cores that this case has beside others, and multiply on them if it is not timed: on more threads
-    than cores, PyTorch's loops wait at their ends for threads that have none. What is timed on a CPU has all cores
-    throughout, since code is compiled for a number of threads."""
+    """Limit compilation, and multiplication if it is not timed, to this case's share of the cores: with more threads
+    than cores, PyTorch's loops wait for threads that have none. A case timed on a CPU uses all cores throughout, since
+    code is compiled for a fixed number of threads."""
     everything = _all_threads()
     cores = min(request.cores or everything, everything)
     torch.set_num_threads(everything if timed and request.device == "cpu" else cores)
     if request.device != "cpu" and request.cores:
         tune_alone(request.device, timed)
     if request.cores:
-        # Inductor reads it when a case that compiles imports it. To import it here would take each child two seconds.
+        # Read by Inductor on import, which only cases that compile do; importing it here would take two seconds.
         threads = os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(request.cores))
         compiler_options: Any = sys.modules.get("torch._inductor.config")
-        if compiler_options is not None:        # an earlier case loaded it
+        if compiler_options is not None:        # an earlier case imported it
             compiler_options.compile_threads = int(threads)
 
 
@@ -489,7 +483,7 @@ def _sqnr_db(operands: Operands) -> float | None:
 
 
 def _forget() -> None:
-    """Free what this case left in the process, before the next case."""
+    """Free what this case left in the process."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:
         dynamo.reset()

@@ -1,8 +1,8 @@
-"""The watched child: call the requested function and write its reply. Imports none of its callers.
+"""The watched child: call the requested function and write its reply.
 
 A call and its reply are files in a folder shared with the watcher (`fpxbench.sweep.isolation`): ``N.request``,
-``N.reply`` and ``N.log``. The pipe between the two carries only short messages, so that nothing blocks on a child that
-died while it wrote.
+``N.reply`` and ``N.log``. The pipe between them carries only short messages, so that the watcher cannot block on a
+child that died while writing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from fpxbench.checking import device_lock
 
 _PR_SET_PDEATHSIG = 1
 MISTAKES = (ValueError, FileNotFoundError)
-"""What a function raises for a request that its user has to correct."""
+"""Exceptions of a function that mean that the user has to correct the request."""
 
 
 class CallRequest(BaseModel):
@@ -44,7 +44,7 @@ class CallRequest(BaseModel):
 
 
 class Reply(BaseModel):
-    """Either the function's value, as JSON, or what it raised."""
+    """The function's return value, as JSON, or its exception."""
 
     value: str | None = None
     raised: str = ""
@@ -52,7 +52,7 @@ class Reply(BaseModel):
     message: str = ""
     missing_module: str = ""
     mistake: bool = False
-    """The exception is one of `MISTAKES`."""
+    """Whether the exception is one of `MISTAKES`."""
 
 
 def serve(connection: Connection, folder: str) -> None:
@@ -68,15 +68,15 @@ def serve(connection: Connection, folder: str) -> None:
                 reply = _reply(base.with_suffix(".request").read_bytes())
             base.with_suffix(".reply").write_text(reply.model_dump_json(), encoding="utf-8")
             connection.send_bytes(b'["done", ""]')
-            if len(sys.modules) > modules:      # modules (PyTorch's compiler) stay: later collections pass them over
+            if len(sys.modules) > modules:      # new modules (PyTorch's compiler) stay: freeze them for the collector
                 modules = len(sys.modules)
                 gc.collect()
                 gc.freeze()
 
 
 def _tell(connection: Connection, event: device_lock.Event, message: str) -> None:
-    """Pass an event of the device's lock on; one that is about to time, or finds the device busy, waits until the
-    watcher has stopped others."""
+    """Forward an event of the device lock; before timing, or if the device is busy, wait until the watcher has stopped
+    other children."""
     connection.send_bytes(json.dumps([event, message]).encode())
     if event in ("timing", "busy"):
         connection.recv_bytes()
@@ -93,7 +93,7 @@ def _reply(request: bytes) -> Reply:
         ]
         value = function(*arguments)
         return Reply(value=TypeAdapter(hints["return"]).dump_json(value).decode())
-    except BaseException as error:      # SystemExit and KeyboardInterrupt are the function's own, not this process's
+    except BaseException as error:      # the function's SystemExit and KeyboardInterrupt do not end this process
         mistake = isinstance(error, MISTAKES)
         if not mistake:
             traceback.print_exc()
@@ -107,12 +107,12 @@ def _function(target: str) -> Callable[..., Any]:
 
 
 def _settle_in() -> None:
-    """Give this child a process group of its own, make it the kernel's first choice when memory runs out, write no core
-    files, and end it with its watcher."""
+    """Give this child its own process group, make it the OOM killer's first choice, disable core files, and end it with
+    its watcher."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)    # the watcher handles Ctrl-C
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError):  # refused in some containers, where it is only a preference
+    with contextlib.suppress(OSError):  # some containers refuse it, and it is only a preference
         Path("/proc/self/oom_score_adj").write_text("1000")
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     watcher = multiprocessing.parent_process()
@@ -123,9 +123,8 @@ def _settle_in() -> None:
 def _end_with(sentinel: int) -> None:
     """Have the kernel kill this process group once the other end of the pipe `sentinel` is closed.
 
-    The parent of this process is the fork server, which lives as long as any of its children, so the signal on the
-    parent's death does not tell that the watcher is gone. A thread that waits for it would need the interpreter's lock,
-    which native code that hangs may hold.
+    The parent-death signal does not help: the parent is the fork server, which outlives the watcher. A thread that
+    waits for the watcher would need the GIL, which hanging native code may hold.
     """
     fcntl.fcntl(sentinel, fcntl.F_SETOWN, -os.getpgrp())
     fcntl.fcntl(sentinel, fcntl.F_SETSIG, signal.SIGKILL)
@@ -134,7 +133,7 @@ def _end_with(sentinel: int) -> None:
 
 @contextlib.contextmanager
 def _logged(log: Path) -> Iterator[None]:
-    """Send stdout and stderr, those of native code too, to the file `log`."""
+    """Redirect stdout and stderr, including native code's, to the file `log`."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     saved = [os.dup(1), os.dup(2)]
     sys.stdout.flush()

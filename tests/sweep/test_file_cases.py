@@ -178,7 +178,7 @@ def test_a_layer_without_a_checkpoint_and_a_listed_case_of_a_file_are_refused(mo
     case = plan(impls, checkpoint=model)[0].case
     (tmp_path / "cases.jsonl").write_text(case.model_dump_json())
     listed, = plan(impls, cases=tmp_path / "cases.jsonl")
-    assert "--checkpoint or --weights gives it" in listed.refused
+    assert "give it with --checkpoint or --weights" in listed.refused
 
 
 def test_load_checkpoint_reads_a_layer_when_it_is_looked_up(model, tmp_path):
@@ -233,6 +233,6 @@ def test_experts_of_a_layer_are_one_grouped_product_of_the_files_codes(experts, 
 
 def test_activations_of_a_file_are_refused_for_experts(experts, impls):
     save_file({"x": torch.randn(8, K)}, experts.parent / "x.safetensors")
-    with pytest.raises(CheckpointError, match="the rows of experts are drawn and routed"):
+    with pytest.raises(CheckpointError, match="the rows of experts are random"):
         plan(impls, checkpoint=experts, activations=f"{experts.parent}/x.safetensors:x")
     (experts.parent / "x.safetensors").unlink()

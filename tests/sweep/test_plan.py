@@ -247,7 +247,7 @@ def test_a_file_of_cases_is_run_as_it_stands(stub, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, said", [("", "no case in it"), ('{"implementation": "../x"}', "cases.jsonl:1: no case")]
+    "text, said", [("", "holds no case"), ('{"implementation": "../x"}', "cases.jsonl:1: not a case")]
 )
 def test_a_file_that_holds_no_cases_is_a_mistake_that_names_it(stub, tmp_path, text, said):
     file = tmp_path / "cases.jsonl"
