@@ -1,8 +1,8 @@
-"""Measure what products are summed in: significand bits, range, and the order's coarse shape, by cancellation.
+"""Measure the accumulator by cancellation: its significand bits, its range, and the order of summation.
 
 The probe weight is 1 almost everywhere, and a row of the activation is L at one column, -L at another, and a small s at
-a third: the exact product is s. What is lost of it tells how far s may lie below the running sum when it is added: an
-accumulator of p bits keeps s = 2**-q L for q < p. Where s is lost tells which products meet in one running sum.
+a third: the exact product is s. An accumulator of p bits keeps s = 2**-q L for q < p, and the columns at which s is
+lost show which products share a running sum.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from fpxbench.numbers.scheme import scheme_named
 _LARGE = 15
 """log2 of L: the largest power of two of fp16."""
 _LOST = 28
-"""s = 2**-28 L is lost in fp32 and in anything narrower; s = 2**-13 is a normal number of fp16 still."""
+"""s = 2**-28 L is lost in fp32 and anything narrower; s = 2**-13 is still a normal number in fp16."""
 _TRIPLES = 24
 _WINDOW = 48
-"""Columns on either side of an edge that are all tried."""
+"""Number of columns on either side of an edge to try exhaustively."""
 _PAIRS = (0.17, 0.23, 0.41, 0.52, 0.61, 0.74, 0.83)
-"""Where -L is put, as a share of the columns: the block is the greatest common divisor of the edges found."""
+"""Positions of -L, as shares of the columns: the block is the greatest common divisor of the edges found."""
 _LARGEST_WEIGHT_CPU = 1 << 20
 
 
 @dataclass
 class MeasuredAccumulator:
-    """What was found; None where it could not be told."""
+    """The measured properties of an accumulator; None where unknown."""
 
     bits: int | None = None
     overflows: bool | None = None
@@ -42,9 +42,9 @@ class MeasuredAccumulator:
 
 
 def measure_accumulator(examination: Examination, quantized: Callable[[Operands, Tensor], Operands]) -> None:
-    """Measure the accumulator and write it to the examination's properties; note why where it cannot be measured.
+    """Measure the accumulator and write it to the examination's properties; if it cannot be measured, note why.
 
-    `quantized` quantizes a weight [N, K] for the given operands and returns the operands of it.
+    `quantized` quantizes a weight [N, K] for the given operands and returns its operands.
     """
     operands, implementation = examination.operands, examination.implementation
     case = operands.case
@@ -58,7 +58,7 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
     if why is None:
         original, columns = probe_weight(operands)
         probe = quantized(operands, original)
-        is_one = (probe.decoded == 1).all(dim=0).tolist()   # at once: a look at each column is a wait for a GPU each
+        is_one = (probe.decoded == 1).all(dim=0).tolist()   # one transfer from a GPU, not one per column
         ones = [column for column in columns if is_one[column]]
         if len(ones) >= _TRIPLES:
             found = _Probe(examination, probe, ones).run(examination.deadline(0.3))
@@ -71,12 +71,12 @@ def measure_accumulator(examination: Examination, quantized: Callable[[Operands,
 
 
 def probe_weight(operands: Operands) -> tuple[Tensor, list[int]]:
-    """Return a weight [N, K] that is 1 but for each block's first column, whose number makes the scale 1; and the
-    columns of ones.
+    """Return a weight [N, K] of ones, except each block's first column, which makes the scale 1; and the columns of
+    ones.
 
     If the scaling has a second level, the first element is larger, so that the scale of every other block is a power of
     two: a kernel may multiply block scales into the products, and a scale of 3 significant bits would make the
-    accumulator look 2 bits narrower. The columns of the first block are left out.
+    accumulator look 2 bits narrower. The first block's columns are not used then.
     """
     case, scheme = operands.case, scheme_named(operands.case.scheme)
     weight = torch.ones(case.n, case.k, device=operands.device)
@@ -99,9 +99,8 @@ class _Probe:
     def run(self, deadline: Deadline) -> MeasuredAccumulator:
         found = MeasuredAccumulator(overflows=self._overflows())
         triples = self._triples()
-        lost = [
-            triple for triple, kept in zip(triples, self.kept([(*t, _LOST) for t in triples]), strict=True) if not kept
-        ]
+        kept = self.kept([(*triple, _LOST) for triple in triples])
+        lost = [triple for triple, is_kept in zip(triples, kept, strict=True) if not is_kept]
         if not lost:
             found.order = "products that lie apart are summed apart"
             return found
@@ -111,7 +110,7 @@ class _Probe:
         return found
 
     def kept(self, rows: Sequence[tuple[int, int, int, int]]) -> list[bool]:
-        """Return for each row (column of L, of s, of -L, and q) whether s = 2**-q L is kept, to the last bit."""
+        """Return for each row (column of L, of s, of -L, and q) whether s = 2**-q L is kept exactly."""
         m, k = self.operands.case.m, self.operands.case.k
         results: list[bool] = []
         for first in range(0, len(rows), m):
@@ -139,7 +138,7 @@ class _Probe:
         return triples
 
     def _bits(self, triples: Sequence[tuple[int, int, int]]) -> int:
-        """Return the smallest q at which one of `triples` loses s: the significand's bits."""
+        """Return the smallest q at which one of `triples` loses s: the number of significand bits."""
         low, high = [0] * len(triples), [_LOST] * len(triples)
         while any(b - a > 1 for a, b in zip(low, high, strict=True)):
             middle = [(a + b) // 2 for a, b in zip(low, high, strict=True)]
@@ -150,7 +149,7 @@ class _Probe:
         return min(high)
 
     def _overflows(self) -> bool | None:
-        """Return whether sums of 2**17 overflow, which fp16's do and fp32's do not."""
+        """Return whether sums of 2**17 overflow, as in fp16 but not in fp32; None if the probe does not cancel."""
         m, k = self.operands.case.m, self.operands.case.k
         x = torch.zeros(m, k)
         half = len(self.columns) // 2
@@ -163,16 +162,16 @@ class _Probe:
         return not bool(y[0].isfinite().all())
 
     def _order(self, deadline: Deadline) -> tuple[int | None, str]:
-        """Return the block in which products are summed before they meet others, and the order as text.
+        """Return the size of the blocks that are summed first, and the order of summation as text.
 
-        L is at the first column and -L at column k. A running sum loses every s before k and none after it. Where
-        blocks are summed first, the losses end where a block does: before k if a block's sum is wider, else after it.
+        L is at the first column and -L at column k. A running sum loses every s before k and none after it. If blocks
+        are summed first, the losses end at a block's edge: before k if a block's sum is wider, else after it.
         """
         last, k = len(self.columns) - 1, self.operands.case.k
         edges: list[tuple[int, int]] = []
         for share in _PAIRS:
             if deadline.passed():
-                return None, ""     # of too few edges the block would be a guess
+                return None, ""     # with too few edges, the block would be a guess
             at = int(share * last)
             edge = self._end_of_losses(at)
             if edge is None:
@@ -184,11 +183,11 @@ class _Probe:
         if block < 2 or not all(
             edge in (column // block * block, min(k, (column // block + 1) * block)) for column, edge in edges
         ):
-            return None, "in no simple order"       # a tree, say
+            return None, "in no simple order"       # for example a tree
         return block, f"in blocks of {block}"
 
     def _end_of_losses(self, at: int) -> int | None:
-        """Return the column at which s is kept again after -L at column number `at`; None if losses are no single
+        """Return the column from which s is kept again, with -L at column number `at`; None if losses are not a single
         run."""
         columns, last, k = self.columns, len(self.columns) - 1, self.operands.case.k
 
@@ -210,14 +209,9 @@ class _Probe:
             return None
         if high == 0:
             return 0  # both lie in the first block
-        lost_last, kept_first = (
-            columns[candidates[high - 1]],
-            columns[candidates[high]] if high < len(candidates) else k,
-        )
-        if lost_last < columns[at] <= kept_first and at in (
-            candidates[high - 1] + 1,
-            candidates[high] if high < len(candidates) else -1,
-        ):
+        after = candidates[high] if high < len(candidates) else None
+        lost_last, kept_first = columns[candidates[high - 1]], k if after is None else columns[after]
+        if lost_last < columns[at] <= kept_first and at in (candidates[high - 1] + 1, after):
             return columns[at]
-        # Columns that are not probed (a block's first, say) may lie on the edge itself.
+        # Columns that are not probed (such as a block's first) may lie on the edge itself.
         return max(range(lost_last + 1, kept_first + 1), key=lambda edge: edge & -edge)

@@ -1,7 +1,7 @@
-"""Read the activation that an implementation multiplies by, element by element, through a weight of single ones.
+"""Read an implementation's quantized activation, element by element, through a weight of single ones.
 
-Row n of the weight is 1 in column n and 0 elsewhere, so output n of a token is that token's element n as it was
-quantized, rounded once to the output's dtype. Known rules and faults each predict it.
+Row n of the weight is 1 in column n and 0 elsewhere, so output n of a token is that token's quantized element n,
+rounded once to the output's dtype. Known rules and faults each predict it.
 """
 
 from __future__ import annotations
@@ -26,54 +26,53 @@ from fpxbench.records.kinds import Kind
 from fpxbench.workloads import WeightContents
 
 TOKENS, SHAPE = 10, (448, 416)
-"""More rows than columns, so that each column is seen."""
+"""More rows than columns, so that each column is read."""
 MANY_TOKENS, WIDE_SHAPE = 128, (576, 512)
-"""Where the weight of ones is not read by a few tokens: scales of blocks then fill whole tiles of 128 tokens."""
-_MOST_BITS = 16       # of the number of a column
+"""Used if a few tokens do not read the weight of ones: block scales then fill whole tiles of 128 tokens."""
+_MOST_BITS = 16       # of a column's number
 _TINY_CODES = 64.0
 _LOUD_COLUMNS = 16    # one in each block
 _FEW_TOKENS = 3
 _FIT, _FIT_FIXED = 0.999, 0.995
 _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD, _BESIDE_THRESHOLD = 2.0**-12, 2.0**15, 0.05
-"""Share of elements that a rule must give: a code beside a boundary may go either way, and only those."""
+"""Least share of elements that a rule must predict: only codes next to a rounding boundary may differ."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """An activation x [M, K], and its first C columns as they were multiplied, float64 [M, C]."""
+    """An activation x [M, K], and its first C columns as the implementation quantized them, float64 [M, C]."""
 
     x: Tensor
     seen: Tensor
     ties_of: str | None = None
-    """The scheme under whose scales of 1 midpoints are ties, which then go to the even code; None: to either."""
+    """The scheme under whose scales of 1 midpoints are ties, which go to the even code; None: to either code."""
 
     def fits(self, values: Tensor, slack: Tensor | None = None) -> bool:
-        """Return whether predicted `values` [M, K], each within its `slack`, are what was seen; infinity is no
-        prediction."""
+        """Return whether predicted `values` [M, K] match what was seen within `slack`; infinity means no prediction."""
         return self.share(values, slack) >= _FIT
 
     @cached_property
     def few(self) -> Seen:
-        """A few tokens, the one with the largest element among them: scales of all tokens together are the same."""
+        """A few tokens, including the one with the largest element, so that a scale of all tokens is the same."""
         loudest = int(self.x.abs().amax(dim=1).argmax())
         tokens = torch.tensor(sorted({loudest, *range(0, len(self.x), max(1, len(self.x) // _FEW_TOKENS))}))
         return replace(self, x=self.x[tokens], seen=self.seen[tokens])
 
     def rules_out(self, few_values: Tensor, slack: Tensor | None = None) -> bool:
-        """Return whether `few_values`, predicted of the tokens of `few`, are wrong for more elements than may be wrong
-        of all, so that no prediction of the others makes it fit."""
+        """Return whether `few_values`, the prediction for `few`, are wrong for more elements than may be wrong in all:
+        then no prediction of the other tokens can make it fit."""
         predicted = ~few_values[:, : self.seen.shape[1]].isinf()
         wrong = int((predicted & ~self.few._near(few_values, slack)).sum())
         return wrong > 1 + (1 - _FIT) * self.seen.numel()
 
     def share(self, values: Tensor, slack: Tensor | None = None) -> float:
-        """Return the share of elements that are as predicted."""
+        """Return the share of elements that match the prediction."""
         predicted = ~values[:, : self.seen.shape[1]].isinf()
         return float(self._near(values, slack)[predicted].double().mean()) if bool(predicted.any()) else 0.0
 
     def _near(self, values: Tensor, slack: Tensor | None) -> Tensor:
         wanted = values[:, : self.seen.shape[1]].double()
-        # A kernel may round to bf16 before it rounds to the output's dtype: rules differ by far more.
+        # A kernel may round to bf16 before it rounds to the output's dtype; rules differ by far more.
         coarsest = max(reference.unit_roundoff(self.x.dtype), reference.unit_roundoff(torch.bfloat16))
         least = max(torch.finfo(self.x.dtype).smallest_normal * 2.0**-9, 2.0**-126)
         roundings = 2 * coarsest * wanted.abs() + least
@@ -83,14 +82,13 @@ class Seen:
         return ((self.seen - wanted).abs() <= roundings) | both_nan
 
     def factor(self, values: Tensor) -> float:
-        """Return the median of what was seen over predicted `values` [M, K]; 0 where nothing can be compared."""
+        """Return the median ratio of what was seen to predicted `values` [M, K]; 0 if nothing can be compared."""
         wanted = values[:, : self.seen.shape[1]].double()
         usable = (wanted != 0) & self.seen.isfinite() & (self.seen != 0)
         return float((self.seen[usable] / wanted[usable]).median()) if bool(usable.any()) else 0.0
 
     def without_zeros(self) -> Seen | None:
-        """Return the tokens that hold a number other than 0, where those of zeros were seen as NaN; None where none
-        was."""
+        """Return the tokens that are not all zeros, if those of zeros were read as NaN; else None."""
         zeros = (self.x == 0).all(dim=1)
         if not bool(zeros.any()) or not bool(self.seen[zeros].isnan().all()):
             return None
@@ -103,7 +101,7 @@ class Seen:
 
     @property
     def only_multiplied(self) -> bool:
-        """Whether every element is the same multiple of what it was: the weight's doing, as no code is."""
+        """Whether every element is the same multiple of itself: a fault of the weight, since no element was encoded."""
         return self.fits(self.factor(self.x) * self.x.double())
 
     @property
@@ -112,13 +110,14 @@ class Seen:
 
     @property
     def only_zeros_are_numbers(self) -> bool:
-        """Whether tokens of zeros are zeros, so that the weight is finite, and all others are NaN or infinity."""
+        """Whether tokens of zeros are read as zeros (so the weight is finite), and all others as NaN or infinity."""
         zeros = (self.x == 0).all(dim=1)
         return bool(zeros.any() and (self.seen[zeros] == 0).all() and not self.seen[~zeros].isfinite().any())
 
 
 class ActivationProbe:
-    """An implementation with a weight of single ones, [448, 416] where it supports that shape, or the case's own."""
+    """An implementation with a weight of single ones, [448, 416] if it supports that shape, else of the case's shape.
+    """
 
     def __init__(self, implementation: Implementation, operands: Operands, *, tokens: int = TOKENS,
                  shape: tuple[int, int] = SHAPE) -> None:
@@ -138,19 +137,20 @@ class ActivationProbe:
             self.weight = implementation.quantize(ones, scheme)
 
     def of_shape(self, tokens: int, columns: int) -> ActivationProbe | None:
-        """Return the same with a weight [columns, columns]; None where the implementation takes none of that size."""
+        """Return the same with a weight [columns, columns]; None if that is too large for the implementation."""
         probe = ActivationProbe(self.implementation, self.operands, tokens=tokens, shape=(columns, columns))
         return probe if probe.columns == columns else None
 
     def see(self, x: Tensor) -> Seen:
-        """Return x [M, K] as the implementation multiplies by it. Raise what it raises."""
+        """Return x [M, K] as the implementation quantizes it. Raises what the implementation raises."""
         y = contract.checked_matmul(self.implementation, x, self.weight, self.device)
         return Seen(x, y[:, : self.columns].double())
 
     def read_weight(self, loudness: float) -> bool:
-        """Set and return `weight_is_read`: whether ones, or one multiple of them, are read where ones are stored. Tried
-        are one-hot activations and signs of one magnitude, `loudness`, which faults in where a scale comes from leave
-        as they are; and, since the code of the largest element may be read as NaN, signs beside one louder token.
+        """Set and return `weight_is_read`: whether ones, or a common multiple of them, are read where ones are stored.
+
+        Tried are one-hot activations; signs of one magnitude, `loudness`, which misplaced scales do not affect; and,
+        since the code of the largest element may be read as NaN, signs beside louder tokens or columns.
         """
         self.weight_is_read = self._ones_are_read() or any(
             self._signs(loudness, loud_tokens, loud_columns)[1]
@@ -158,7 +158,7 @@ class ActivationProbe:
         return self.weight_is_read
 
     def columns_are_read(self, loudness: float) -> bool:
-        """Return whether output n has the sign of element n and one magnitude, which may be another for each n."""
+        """Return whether output n has the sign of element n, and a magnitude that depends only on n."""
         return self._signs(loudness)[0]
 
     def _ones_are_read(self) -> bool:
@@ -172,11 +172,11 @@ class ActivationProbe:
                     & (rest.abs() <= 2.0**-10 * own[0].abs()).all())
 
     def _signs(self, loudness: float, loud_tokens: int = 0, loud_columns: int = 0) -> tuple[bool, bool]:
-        """Return whether row n reads column n by activations of one magnitude, so that every scale is the same: as a
-        number of its own, and as the same one for every n. Element k of token t has the sign of bit t of k div 2, the
-        other one for odd k: pairs, whose sum is 0.
+        """Return whether row n reads column n by activations of one magnitude, so that all scales are equal: with any
+        magnitude per row, and with the same magnitude for all rows. Element k of token t has the sign of bit t of
+        k div 2, inverted for odd k, so that pairs sum to 0.
 
-        The last `loud_tokens`, and one in every `loud_columns` columns, are 8 times as loud, and not looked at.
+        The last `loud_tokens`, and one in every `loud_columns` columns, are 8 times as large, and not checked.
         """
         k = torch.arange(self.case.k)[None, :]
         bits = (k >> 1) >> torch.arange(self.tokens)[:, None].clamp(max=_MOST_BITS)
@@ -199,16 +199,16 @@ class ActivationProbe:
         return inputs.ACTIVATION_DTYPES[self.case.activation]
 
     def codes(self, rule: ActivationRule) -> Tensor:
-        """Return an activation [M, K] of every code of the rule's format, the midpoints between them and what lies
-        beside, under scales of 1 (`inputs.make_weight`), as far as the activation's dtype holds them."""
+        """Return an activation [M, K] of every number of the rule's format, the midpoints and their neighbours, under
+        scales of 1 (`inputs.make_weight`), clamped to the activation's dtype."""
         case = self.case.model_copy(update={"scheme": rule.scheme, "n": self.tokens})
         x = inputs.make_weight(case, self.seed, self.device, WeightContents.CODES)
         limit = torch.finfo(self.dtype).max
         return x.clamp(-limit, limit).to(self.dtype)
 
     def tiny(self, rule: ActivationRule) -> Tensor | None:
-        """Return codes under the smallest scale that there is, below which E8M0 has none: no element is its block's
-        largest code. None for scales that are not powers of two, and for fp16, which holds no such numbers."""
+        """Return codes under E8M0's smallest scale, where no element is encoded as the largest code. None for scales
+        that are not powers of two, and for fp16, which lacks such small numbers."""
         scaling = scheme_named(rule.scheme).scaling
         if not scaling.scale_format.powers_of_two or self.dtype != torch.bfloat16:
             return None
@@ -216,9 +216,9 @@ class ActivationProbe:
         return (x * 2.0**-127).to(self.dtype)
 
     def activation(self, purpose: object) -> Tensor:
-        """Return an activation [M, K] on which rules differ: tokens of other magnitudes, of zeros, with one loud
-        element, of 2**-12 to 2**3, of a common offset, of blocks that become ever quieter; and one whose largest
-        element is 448, so that its scale is 1 for E4M3."""
+        """Return an activation [M, K] that distinguishes rules: tokens of various magnitudes, of zeros, with one
+        outlier, of 2**-12 to 2**3, with a common offset, of ever smaller blocks, and one whose largest element is 448,
+        so that its scale is 1 for E4M3."""
         x = inputs.make_activation(self.case, self.seed, purpose, self.device).float()
         k = x.shape[1]
         x[1] *= 8
@@ -235,7 +235,7 @@ class ActivationProbe:
 
 @dataclass(frozen=True)
 class ActivationFault:
-    """One fault in quantizing an activation: x [M, K] -> the values [M, K] that are multiplied by."""
+    """A fault in quantizing an activation. values : x [M, K] -> the wrongly quantized values [M, K]"""
 
     kind: Kind
     message: str
@@ -243,7 +243,7 @@ class ActivationFault:
 
 
 def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
-    """Yield known faults of a quantizer that should follow `rule`, whose scales are computed from each activation."""
+    """Yield known faults of a quantizer that should follow `rule`, with scales computed from each activation."""
     scheme = scheme_named(rule.scheme)
     fmt, scaling = scheme.format, scheme.scaling
 
@@ -283,7 +283,7 @@ def activation_faults(rule: ActivationRule) -> Iterator[ActivationFault]:
             def moved(x: Tensor, step: int = step) -> Tensor:
                 codes, scales = parts(x)
                 moved = codes * spread(x, scales).roll(step, 0)
-                # The scale of zeros may be any.
+                # The scale of zeros is arbitrary.
                 return torch.where(_of_zeros(x, rule).roll(step, 0), torch.inf, moved)
 
             yield ActivationFault(Kind.BLOCK_OFF_BY_ONE, f"each token is multiplied by the scale of the {which} one",
@@ -303,8 +303,8 @@ def _of_zeros(x: Tensor, rule: ActivationRule) -> Tensor:
 
 
 def largest_magnitude(loud: Seen, louder: Seen) -> float | None:
-    """Return the largest magnitude that comes out, where that is the same for a loud activation and a louder one: one
-    scale serves both, and what lies past it saturates. None otherwise."""
+    """Return the largest output magnitude if it is the same for a large and a larger activation, as under a fixed scale
+    with saturation; else None."""
     if not bool(loud.seen.isfinite().all() & louder.seen.isfinite().all()):
         return None
     tops = [float(one.seen.abs().max()) for one in (loud, louder)]
@@ -312,7 +312,7 @@ def largest_magnitude(loud: Seen, louder: Seen) -> float | None:
 
 
 def nan_threshold(probe: ActivationProbe) -> float | None:
-    """Return the largest magnitude of a single element that does not become NaN; None where none does."""
+    """Return the largest magnitude of a single element that does not become NaN; None if none becomes NaN."""
     low, high = _SMALLEST_THRESHOLD, _LARGEST_THRESHOLD
     for step in range(7):
         ends = torch.logspace(0, 1, probe.tokens + 1, base=high / low, dtype=torch.float64)[1:] * low
@@ -327,26 +327,26 @@ def nan_threshold(probe: ActivationProbe) -> float | None:
 
 
 def find_fixed_scale(seen: Seen, fmt: Format, top: float, lost: bool) -> tuple[float, float] | None:
-    """Return the scale under which every element of an activation is quantized to `fmt`, and the largest magnitude that
-    it reaches; None if there is none. `top` is about that magnitude, and `lost` says that larger ones become NaN."""
+    """Return the fixed scale under which an activation is quantized to `fmt`, and the largest magnitude that it
+    represents; None if there is none. `top` estimates that magnitude; `lost`: larger ones become NaN."""
 
     def share(scale: float) -> float:
         reach = scale * fmt.max
         values, slack = ActivationRule(f"{fmt.name}-tensor", scale=scale).quantized(seen.x)
-        if lost:    # NaN of one element is NaN in every output of its token
+        if lost:    # NaN in one element makes every output of its token NaN
             past = (seen.x.double().abs() / reach).amax(dim=1, keepdim=True)
             values = torch.where(past > 1, torch.nan, values)
             values = torch.where((past - 1).abs() < _BESIDE_THRESHOLD, torch.inf, values)
         return seen.share(values, slack)
 
     best, scale = share(top / fmt.max), top / fmt.max
-    for step in (2.0**-11, 2.0**-15):       # `top` was rounded when it was seen
+    for step in (2.0**-11, 2.0**-15):       # `top` was rounded by the output
         best, scale = max((share(scale * (1 + at * step)), scale * (1 + at * step)) for at in range(-16, 17))
     return (scale, scale * fmt.max) if best >= _FIT_FIXED else None
 
 
 def description(seen: Seen) -> str:
-    """Return examples of what elements become, the largest errors first."""
+    """Return examples of how elements are quantized, largest errors first."""
     given = seen.x[:, : seen.seen.shape[1]].double()
     error = ((seen.seen - given).abs() / given.abs().clamp(min=2.0**-40)).nan_to_num(torch.inf)
     worst = error.reshape(-1).argsort(descending=True)[:: max(1, error.numel() // 200)][:3].tolist()

@@ -1,4 +1,4 @@
-"""Find the rule by which an implementation quantizes its activation, where it declares the format alone."""
+"""Find the rule by which an implementation quantizes its activation, if it declares only the format."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _GRANULARITIES = ("row", "tensor", "mx", "nv", "g128", "g64", "g32", "g16")
 _UNDECLARED_FORMATS = ("e4m3fn", "e4m3fnuz", "e5m2", "int8", "e2m1")
 _SAME_FACTOR, _QUIET = 2.0**-6, 2.0**-7
 _MOST_EXPLAINED = 8
-"""Of the rules that a declared format may stand for, the first so many are looked at for faults of weights."""
+"""How many of the rules that a declared format may stand for are tried with the faults of weights."""
 
 
 class Explanation(NamedTuple):
-    """The fault of a quantizer, as a clause; `kind` is None where it has no name."""
+    """The fault of a quantizer, as a clause; `kind` is None if it has no name."""
 
     kind: Kind | None
     message: str
@@ -54,17 +54,17 @@ class Explanation(NamedTuple):
 
 
 Explain = Callable[[ActivationRule, list[Seen], ActivationProbe, bool], Explanation | None]
-"""(rule, readings of activations, probe, whether the rule is known to be meant) -> the fault that a quantizer by that
-rule makes; None where nothing was found. Readings end with one of codes."""
+"""(rule, readings of activations, probe, whether the rule is the declared one) -> the fault of a quantizer that should
+follow the rule; None if none was found. The last reading is of codes."""
 _OTHER_ROUNDINGS = (Rounding.TOWARD_ZERO, Rounding.DOWN, Rounding.NEAREST_AWAY)
 
 
 def usual_rules(declared: str, scheme: Scheme) -> list[ActivationRule]:
-    """Return the rules that the declared format of activations may stand for, the granularity of the weight's `scheme`
-    first, then the others, then those whose scales are rounded."""
+    """Return the rules that the declared format of activations may stand for: with the granularity of the weight's
+    `scheme` first, then with others, then with scale modifiers."""
     own = [scheme.scaling.name] if scheme.quantized else []
     fmt = format_named(declared)
-    sibling = fmt.sibling      # FN here, FNUZ on gfx942
+    sibling = fmt.sibling      # FN usually, FNUZ on gfx942
     formats = [fmt.name] + ([sibling.name] if sibling is not None and sibling.name in FORMATS else [])
     names = [f"{each}-{name}" for each in formats for name in dict.fromkeys([*own, *_GRANULARITIES])]
     modified = [f"{name}.{modifier}" for name in names for modifier in scheme_named(name).scaling.modifiers()
@@ -73,10 +73,10 @@ def usual_rules(declared: str, scheme: Scheme) -> list[ActivationRule]:
 
 
 def find_rule(implementation: Implementation, operands: Operands, explain: Explain | None = None) -> Verdict | None:
-    """Set `operands.rule` to the rule of the scheme or of the implementation, or find it.
+    """Set `operands.rule` to the rule of the scheme or of the implementation, or to the usual rule that is found.
 
-    Found is the usual rule that gives every element of a probe activation, read through a weight of ones. Return a
-    verdict where none does, which names the fault if it is a known one; `explain` knows more of them.
+    The rule must predict every element of a probe activation, read through a weight of ones. Return a verdict if none
+    does, with the fault if it is known; `explain` knows more faults.
     """
     scheme = scheme_named(operands.case.scheme)
     declared = ActivationRule(scheme.activation.name) if scheme.activation is not None \
@@ -95,10 +95,10 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
         operands.rule = rules[0]
         operands.rule_not_probed = "any of it apart from the product: a weight of ones is not read as ones"
         return _without_the_weight(probe, rules, first, explain) if explain is not None else None
-    # The largest element of all stands first in one and last in the other.
+    # The largest element is first in one activation and last in the other.
     seen = probe.see((0.3 * probe.activation("second activation").float()).flip(1).to(first.x.dtype))
     fitting = [rule for rule in rules if _follows(rule, first) and _follows(rule, seen)]
-    # The scale of all tokens is that of a loud one in both.
+    # In both, a large token determines the scale of all tokens.
     quiet = probe.see((_QUIET * seen.x.float()).to(seen.x.dtype))
     if not fitting and (rule := _off_by_a_factor(rules, first, seen, quiet)) is not None:
         operands.rule = rule
@@ -113,7 +113,7 @@ def find_rule(implementation: Implementation, operands: Operands, explain: Expla
 
 
 def not_asked(operands: Operands) -> str | None:
-    """Return what the probe of an activation's quantizer did not show; None where none is declared or found."""
+    """Return what the probe of an activation's quantizer did not show; None without such a quantizer."""
     if operands.rule is None or operands.rule_not_probed is not None:
         return operands.rule_not_probed
     fmt = scheme_named(operands.rule.scheme).format
@@ -128,8 +128,8 @@ def note_not_asked(examination: Examination, operands: Operands) -> None:
 
 
 def _off_by_a_factor(rules: list[ActivationRule], first: Seen, seen: Seen, quiet: Seen) -> ActivationRule | None:
-    """Return the rule of which every activation is the same multiple: that factor may be the weight's as well, and is
-    named by the product. A tensor scale's would be another one for each activation."""
+    """Return the rule whose values are off by the same factor for every activation; else None. The factor may be the
+    weight's as well, and is diagnosed from the product. A wrong tensor scale would differ between activations."""
     for rule in rules:
         of_all = scheme_named(rule.scheme).scaling.block_rows is None
         readings = (first, seen, quiet) if of_all else (first, seen)
@@ -141,10 +141,10 @@ def _off_by_a_factor(rules: list[ActivationRule], first: Seen, seen: Seen, quiet
 
 
 def _codes_seen(probe: ActivationProbe, rule: ActivationRule) -> Seen:
-    """Return an activation of each code and each midpoint between two, under scales of 1, as it is multiplied by.
+    """Return the reading of an activation of all codes and all midpoints, under scales of 1.
 
-    A midpoint is a tie there, unless the largest magnitude times the reciprocal of the format's maximum is not 1 in
-    fp32. Integers are as well rounded away from zero.
+    Midpoints are ties there, unless the format's maximum times its reciprocal is not 1 in fp32. Integers may also be
+    rounded away from zero.
     """
     scheme = scheme_named(rule.scheme)
     fmt = scheme.format
@@ -154,8 +154,7 @@ def _codes_seen(probe: ActivationProbe, rule: ActivationRule) -> Seen:
 
 
 def _probe(implementation: Implementation, operands: Operands) -> tuple[ActivationProbe, Seen] | None:
-    """Return the probe and what its first activation gave, by which a scale may be fixed; None where its shape is
-    refused."""
+    """Return the probe and the reading of its first activation, which may fix a scale; None if its shape is refused."""
     try:
         for tokens, shape in ((TOKENS, SHAPE), (MANY_TOKENS, WIDE_SHAPE)):
             probe = ActivationProbe(implementation, operands, tokens=tokens, shape=shape)
@@ -172,8 +171,8 @@ def _probe(implementation: Implementation, operands: Operands) -> tuple[Activati
 
 def _without_the_weight(probe: ActivationProbe, rules: list[ActivationRule], first: Seen,
                         explain: Explain) -> Verdict | None:
-    """Return the verdict on an activation where the weight of ones is not known to be read: on what no weight can be
-    the cause of."""
+    """Return the verdict on an activation if the weight of ones is not known to be read: on faults that a weight cannot
+    cause."""
     if first.only_zeros_are_numbers:
         rule = rules[0]
         readings = [first, _codes_seen(probe, rule)]
@@ -212,9 +211,9 @@ def _follows(rule: ActivationRule, seen: Seen, factor: float = 1.0) -> bool:
 
 def _deviation(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen, coded: Seen,
                explain: Explain | None) -> Verdict:
-    """Return the verdict on an activation that none of `rules` gives: a known fault by name, or a description."""
+    """Return the verdict on an activation that none of `rules` predicts: a known fault, or a description."""
     declared = rules[0] if len(rules) == 1 else scheme_named(rules[0].scheme).format.name
-    if (kept := seen.without_zeros()) is not None:      # NaN of a token of zeros hides nothing else
+    if (kept := seen.without_zeros()) is not None:      # NaN in a token of zeros does not affect other tokens
         for rule in rules:
             if _follows(rule, kept):
                 return _verdict(Kind.ZERO_BLOCK, rule, f"the activation is quantized to {rule.scheme}, but a token of"
@@ -264,7 +263,7 @@ def _verdict(kind: Kind, rule: ActivationRule | None, summary: str) -> Verdict:
 
 
 def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, seen: Seen) -> Verdict | None:
-    """Return the verdict where one scale serves every activation, and none is declared."""
+    """Return the verdict if an undeclared fixed scale is used for every activation; else None."""
     loud, louder = (probe.see((by * seen.x.float()).to(seen.x.dtype)) for by in (32, 128))
     if any(rule.scale is not None for rule in rules):
         return None
@@ -293,7 +292,7 @@ def _fixed(probe: ActivationProbe, rules: list[ActivationRule], first: Seen, see
 
 
 def _tensor_scale_of(rule: ActivationRule, first: Seen, seen: Seen) -> tuple[float, float] | None:
-    """Return the tensor scale of the first call and that of this activation, where the former was used; else None."""
+    """Return the tensor scales of the first call and of this activation, if the former was used; else None."""
     scheme = scheme_named(rule.scheme)
     if not isinstance(scheme.scaling, NVScaling):
         return None
@@ -314,7 +313,7 @@ def _stale(scale: float, own: float) -> Verdict:
 
 
 def undeclared_rule(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Return the verdict if the activation is quantized by a known rule, which nothing declares; None if it is not."""
+    """Return the verdict if the activation is quantized by a known rule without a declaration; else None."""
     if operands.rule is not None or operands.case.m == 0:
         return None
     probed = _probe(implementation, operands)
@@ -334,7 +333,7 @@ def undeclared_rule(implementation: Implementation, operands: Operands) -> Verdi
 
 
 def stale_scale(implementation: Implementation, operands: Operands, purpose: object) -> Verdict | None:
-    """Return the verdict if a wrong product is that of an activation under the scale of an earlier one; else None.
+    """Return the verdict if a wrong product used the scale of an earlier activation; else None.
 
     `purpose` names the activation whose product was wrong.
     """

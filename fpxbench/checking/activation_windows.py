@@ -1,7 +1,7 @@
-"""Faults of an activation's quantizer in what it sees: a maximum over part of the elements, a mean that is taken away.
+"""Families of faults of an activation's quantizer: a maximum over only part of the elements, a subtracted mean.
 
-They are families, and not a list: any first or last elements of a block or of all tokens, every n-th one; the mean of a
-token, a channel or a tensor, added again or not.
+The part may be any number of first or last elements of a block or of all tokens, or every n-th one; the mean may be of
+a token, a channel or a tensor, and may be added back or not.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from fpxbench.records.kinds import Kind
 _STRIDES = (2, 3, 4, 8, 16)
 _ORDINALS = {2: "other", 3: "3rd"}
 _BESIDE = 2.0**-22
-"""A quotient in fp32 may be rounded as often as twice."""
+"""A quotient in fp32 may be rounded twice."""
 _MOST_LISTED = 3
-"""Several parts may have the same maximum: more of them tell nothing."""
+"""How many parts with the same maximum are listed; more are not informative."""
 _SCREEN = 2
-"""Tokens on which a window is tried before all."""
+"""Number of tokens on which a window is tried first."""
 
 
 def _parts(rule: ActivationRule) -> tuple[NumberFormat, Scaling]:
@@ -36,8 +36,8 @@ def _parts(rule: ActivationRule) -> tuple[NumberFormat, Scaling]:
 
 
 def windowed_maximum(rule: ActivationRule, readings: list[Seen]) -> str | None:
-    """Return the part of the elements whose maximum gives the scales by which every reading was quantized, as a clause;
-    None where none does."""
+    """Return the part of the elements whose maximum determines the scales of every reading, as a clause; None if there
+    is none."""
     (_, scaling), x = _parts(rule), readings[0].x
     if rule.scale is not None:
         return None
@@ -49,7 +49,7 @@ def windowed_maximum(rule: ActivationRule, readings: list[Seen]) -> str | None:
     every_row, every_column = torch.ones_like(along_m, dtype=torch.bool), torch.ones_like(along_k, dtype=torch.bool)
 
     if _fits(rule, readings, every_row[:, None] & every_column[None, :]):
-        return None     # all elements are, and something else is wrong
+        return None     # all elements determine the scales: another fault
 
     def of_columns(kept: Tensor) -> Tensor:
         return every_row[:, None] & kept[None, :]
@@ -84,15 +84,15 @@ def _range(sizes: list[int]) -> str:
 
 
 def _fits(rule: ActivationRule, readings: list[Seen], window: Tensor) -> bool:
-    """Return whether all readings [M, K] are quantized under scales of the elements in `window`, bool [M, K]."""
+    """Return whether all readings [M, K] are quantized under scales from the elements in `window`, bool [M, K]."""
     _, scaling = _parts(rule)
-    several = scaling.block_rows is not None and not scaling.has_tensor_scale      # scales of their own, one token's
+    several = scaling.block_rows is not None and not scaling.has_tensor_scale      # each token has its own scales
     few = [Seen(one.x[:_SCREEN], one.seen[:_SCREEN]) for one in readings[:1]] if several else []
     return all(one.fits(*_windowed(rule, one.x, window[: len(one.x)])) for one in (*few, *readings))
 
 
 def _windowed(rule: ActivationRule, x: Tensor, window: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what x [M, K] becomes, and how far beside that a quotient next to a midpoint may lie."""
+    """Return the quantized x [M, K], and the slack of quotients next to a midpoint."""
     fmt, scaling = _parts(rule)
     scales = scaling.choose(torch.where(window, x.float(), 0.0), fmt)
     quotients, factors = scaling.divide(x.float(), scales), scaling.spread(scaling.factors(scales), *x.shape)

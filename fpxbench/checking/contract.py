@@ -22,7 +22,7 @@ Matmul = Callable[[Tensor, QuantizedWeight], Tensor]
 
 
 class ContractViolation(Exception):
-    """A call that is wrong whatever its numbers; `verdict` says how."""
+    """A call that is wrong whatever its numbers, as described in `verdict`."""
 
     def __init__(self, kind: Kind, summary: str, status: Status = Status.WRONG) -> None:
         super().__init__(summary)
@@ -31,9 +31,9 @@ class ContractViolation(Exception):
 
 @dataclass(frozen=True)
 class Output:
-    """What one call returned.
+    """The output of one call.
 
-    seen : a copy made on the current stream as soon as the call returned, before anything was waited for
+    seen : a copy made on the current stream as soon as the call returned, before any synchronization
     returned : the tensor itself
     """
 
@@ -41,27 +41,25 @@ class Output:
     returned: Tensor
 
     def check_unchanged(self) -> None:
-        """Raise ContractViolation if the returned tensor no longer holds what it held when the call returned."""
+        """Raise ContractViolation if the returned tensor has changed since the call returned."""
         if not same_bits(self.seen, self.returned):
-            raise ContractViolation(
-                Kind.OUTPUT_CHANGED,
-                "the output changed after matmul had returned: it was computed later (another stream,"
-                " another thread), or its memory is used again",
-            )
+            raise ContractViolation(Kind.OUTPUT_CHANGED,
+                                    "the output changed after matmul had returned: it was computed later (another"
+                                    " stream, another thread), or its memory is used again")
 
 
 def checked_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
                    matmul: Matmul | None = None, pattern: int = poison.NAN) -> Tensor:
-    """Return one product [..., N] of x [..., K], checked as `call` does and for changes to its inputs.
+    """Return one product [..., N] of x [..., K], with the checks of `call`, and for changed inputs.
 
-    `matmul` replaces ``implementation.matmul`` (one configuration of it, say). Raises ContractViolation.
+    `matmul` replaces ``implementation.matmul``, for example by one of its configurations. Raises ContractViolation.
     """
     return watched_matmul(implementation, x, weight, device, matmul, pattern).seen
 
 
 def watched_matmul(implementation: Implementation, x: Tensor, weight: QuantizedWeight, device: str,
                    matmul: Matmul | None = None, pattern: int = poison.NAN) -> Output:
-    """Do as `checked_matmul`; return the output as it was seen and as it was returned."""
+    """Check a product as `checked_matmul` does, and return its `Output`."""
     x_before = x.clone()
     with weight_unchanged(weight):
         output = call(matmul or implementation.matmul, x, weight, device, pattern)
@@ -72,7 +70,7 @@ def watched_matmul(implementation: Implementation, x: Tensor, weight: QuantizedW
 
 @contextmanager
 def weight_unchanged(weight: QuantizedWeight) -> Iterator[None]:
-    """Raise ContractViolation on exit if a stored tensor was changed meanwhile."""
+    """Raise ContractViolation on exit if a stored tensor has changed."""
     stored_before = {name: tensor.clone() for name, tensor in weight.tensors().items()}
     yield
     for name, before in stored_before.items():
@@ -81,10 +79,10 @@ def weight_unchanged(weight: QuantizedWeight) -> Iterator[None]:
 
 
 def call(matmul: Matmul, x: Tensor, weight: QuantizedWeight, device: str, pattern: int = poison.NAN) -> Output:
-    """Return one product [..., N] of x [..., K], computed in memory that holds `pattern`.
+    """Return one product [..., N] of x [..., K], computed in memory filled with `pattern`.
 
-    On a GPU, other kernels overwrite the free memory before the output is looked at again. Raises ContractViolation for
-    an output that is not a plain tensor, or of another shape, dtype or device.
+    On a GPU, free memory is overwritten before the output is read again. Raises ContractViolation for an output that is
+    not a plain tensor, or has the wrong shape, dtype or device.
     """
     shape = (*x.shape[:-1], weight.shape[0])
     nbytes = math.prod(shape) * x.dtype.itemsize
@@ -107,8 +105,7 @@ def _check_output(y: object, x: Tensor, weight: QuantizedWeight, shape: tuple[in
     if type(y) is not Tensor:
         raise ContractViolation(
             Kind.LAZY_OUTPUT,
-            f"gave a {type(y).__name__}, not a plain torch.Tensor: what it computes when it is read is not timed",
-        )
+            f"gave a {type(y).__name__}, not a plain torch.Tensor: what it computes when it is read is not timed")
     if y.dtype != x.dtype:
         raise ContractViolation(Kind.WRONG_DTYPE, f"an activation in {x.dtype} gave an output in {y.dtype}")
     if y.device != x.device:
@@ -117,10 +114,10 @@ def _check_output(y: object, x: Tensor, weight: QuantizedWeight, shape: tuple[in
 
 def one_hot_columns(implementation: Implementation, operands: Operands, columns: Sequence[int], *,
                     at_least: int = 0, seconds: float = math.inf) -> Iterator[tuple[list[int], Tensor]]:
-    """Yield columns of the effective weight, read by one-hot activations: their numbers, and their weights [N, C].
+    """Yield columns of the effective weight, read with one-hot activations: their indices, and the weights [N, C].
 
-    Each call reads as many columns as the case has rows; weights are in the activation's dtype. Stops early once
-    `at_least` columns were read and the next call would exceed `seconds`.
+    Each call reads as many columns as the case has rows; weights have the activation's dtype. Ends early if `at_least`
+    columns were read and the next call would exceed `seconds`.
     """
     case, weight = operands.case, operands.weight
     dtype = inputs.ACTIVATION_DTYPES[case.activation]
@@ -139,6 +136,6 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     """Return whether two tensors have the same dtype, shape and bits (NaN equals the same NaN, 0 differs from -0)."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    # A tensor of one element is contiguous whatever its stride, and then no view of its bytes.
+    # A tensor of one element is contiguous with any stride, but cannot be viewed as bytes with every stride.
     flat = (tensor.contiguous().as_strided((tensor.numel(),), (1,)) for tensor in (a, b))
     return torch.equal(*(tensor.view(torch.uint8) for tensor in flat))

@@ -1,8 +1,8 @@
 """Check one implementation on one case: results, side effects, repeatability, every autotuning configuration.
 
-One right output proves little. Each call gets a fresh activation and poisoned memory, whose pattern alternates; its
-output is compared with its own reference and with that of the call before; inputs must stay unchanged, and so must
-outputs once they are returned.
+One right output proves little. Each call gets a fresh activation and poisoned memory with an alternating pattern. Its
+output is compared with its reference and with the previous call's. Inputs, and outputs after their return, must not
+change.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from fpxbench.records.verdict import Status, Verdict
 
 CALLS, CALLS_SLOW = 3, 2
 ONE_HOT_COLUMNS, ONE_HOT_COLUMNS_FEW = 16, 4
-"""One-hot probes of a case: columns chosen to hold as many different codes as possible. Fewer on a large weight, whose
-columns are long, and of an interpreter, which takes seconds for each."""
+"""Number of one-hot probes of a case, whose columns cover as many codes as possible. Fewer for a large weight, whose
+columns are long, and in an interpreter, where each takes seconds."""
 LARGE = 1 << 21
 EVERY_WEIGHT_SECONDS = 0.03
-"""Beyond those columns, all others are read too, as many as this allows: every weight of a small case."""
+"""Time for reading further columns: enough for every weight of a small case."""
 
 
 def check_calls(implementation: Implementation, operands: Operands, *, timed: bool = False, calls: int | None = None,
                 examination: Examination | None = None) -> tuple[Comparison, Verdict | None]:
-    """Compare `calls` products of fresh activations with their references; `timed`: again, after the case was timed.
+    """Compare `calls` products of fresh activations with their references. timed : whether this is after timing
 
-    Return the worst comparison, and a verdict if an output was wrong; its kind may be open. Outputs that are right are
-    counted in the examination's statistic. Raises ContractViolation.
+    Return the worst comparison, and a verdict if an output was wrong, perhaps without a kind. Right outputs are added
+    to the examination's statistic. Raises ContractViolation.
     """
     calls = calls or (CALLS_SLOW if implementation.slow(operands.device) else CALLS)
     worst: Comparison | None = None
@@ -66,14 +66,14 @@ def check_calls(implementation: Implementation, operands: Operands, *, timed: bo
             examination.statistic.add(output.seen, expected)
         outputs.append(output)
         previous = expected
-    for output in outputs:      # a later call may not write where an earlier one's output lies
+    for output in outputs:      # a later call must not overwrite an earlier output
         output.check_unchanged()
     return worst, None
 
 
 def _first_is_right(implementation: Implementation, operands: Operands, purpose: object) -> bool:
-    """Return whether the first activation, whose product was right, still has a right one: then it is not the number of
-    calls that matters, but the activation. Leave the operands as drawn for `purpose`."""
+    """Return whether the first activation, whose product was right, still has a right product: then the fault depends
+    on the activation, not on the number of calls. Leave the operands as drawn for `purpose`."""
     x = operands.activation(0)
     output = contract.watched_matmul(implementation, x, operands.weight, operands.device, None, poison.PATTERNS[0])
     within = compare(output.seen, operands.reference(x, implementation)).within
@@ -82,7 +82,7 @@ def _first_is_right(implementation: Implementation, operands: Operands, purpose:
 
 
 def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Read single weights by one-hot activations: a code that is read wrongly cannot hide in a sum."""
+    """Read single weights with one-hot activations, so that a misread code cannot hide in a sum."""
     case = operands.case
     if case.m == 0 or not operands.weight.scheme.quantized:
         return None
@@ -101,7 +101,7 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
         seen.append(weights)
     decoded = operands.decoded[:, torch.tensor(read, device=operands.decoded.device)].double()
     tolerance = one_hot_tolerance(decoded, seen[0].dtype, implementation.activation_format_under(weight.scheme))
-    if not weight.has_codes:    # stored in a layout of its own, a weight may be a sum (rotated ones are)
+    if not weight.has_codes:    # in a private layout, a weight may be stored as a sum (rotated weights are)
         tolerance = tolerance + summed_weight_slack(operands.decoded)
     comparison = compare(torch.cat(seen, dim=1), Reference(decoded, tolerance))
     if comparison.within:
@@ -111,35 +111,25 @@ def check_one_hot(implementation: Implementation, operands: Operands) -> Verdict
     once_more = next(weights for _, weights in contract.one_hot_columns(implementation, operands, [k]))
     if compare(once_more, Reference(decoded[:, at:at + 1], tolerance[:, at:at + 1])).within:
         return Verdict(
-            status=Status.WRONG,
-            kind=Kind.NOT_REPEATABLE,
-            evidence={"row": n, "column": k},
-            summary=f"column {k} of the weight was read wrongly once ({comparison.worst_value:.6g} in row {n}, stored "
-                    f"is"
-            f" {comparison.worst_expected:.6g}), and is right when asked again",
-        )
-    evidence = {
-        "row": n,
-        "column": k,
-        "value": repr(comparison.worst_value),
-        "expected": repr(comparison.worst_expected),
-    }
+            status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence={"row": n, "column": k},
+            summary=f"column {k} of the weight was read wrongly once ({comparison.worst_value:.6g} in row {n}, stored"
+                    f" is {comparison.worst_expected:.6g}), and is right when asked again")
+    evidence = {"row": n, "column": k, "value": repr(comparison.worst_value),
+                "expected": repr(comparison.worst_expected)}
     if weight.has_codes:
         evidence["code"] = weight.scheme.format.describe_code(int(weight.codes()[n, k]))
     return Verdict(
-        status=Status.WRONG if comparison.finite else Status.NONFINITE,
-        evidence=evidence,
-        summary=f"reads the weight at row {n}, column {k} as {comparison.worst_value:.6g};"
-        f" stored is {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(read)} columns)",
-    )
+        status=Status.WRONG if comparison.finite else Status.NONFINITE, evidence=evidence,
+        summary=f"reads the weight at row {n}, column {k} as {comparison.worst_value:.6g}; stored is"
+                f" {comparison.worst_expected:.6g} ({comparison.outside} such weights in {len(read)} columns)")
 
 
 def check_configs(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Check every configuration that autotuning may pick, on the same input."""
+    """Check every configuration that autotuning may choose, on the same input."""
     x = operands.activation("configurations")
     configs = list(implementation.configs(x, operands.weight))
     if len(configs) < 2:
-        return None     # matmul used it
+        return None     # matmul used the only one
     expected = operands.reference(x, implementation)
     for config in configs:
         again = partial(contract.watched_matmul, implementation, x, operands.weight, operands.device,

@@ -1,8 +1,7 @@
-"""One timing at a time on each device of this machine.
+"""Lock a device, so that only one timing at a time runs on it.
 
-The lock is a file in the folder for temporary files, or in the one that $FPXBENCH_LOCK_FOLDER names. Only code that
-measures time or bandwidth takes it: what is merely checked for correctness runs beside it, so that a case that hangs
-delays nobody. The file names its holder for those who wait.
+The lock is a file in $FPXBENCH_LOCK_FOLDER, by default the folder for temporary files. Only code that measures time or
+bandwidth takes it, not correctness checks, so that a hanging case does not delay others. The file names its holder.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ from typing import IO, Literal
 
 ANNOUNCE_AFTER_S = 1.0
 FOLDER_VARIABLE = "FPXBENCH_LOCK_FOLDER"
-"""Of a machine, and so without the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
+"""Belongs to the machine, so it lacks the prefix FPX_ of a sweep's settings, which reruns do not inherit."""
 
 Event = Literal["begin", "announce", "end", "timing", "timed", "busy", "hung"]
-"""Waiting begins; it has lasted `ANNOUNCE_AFTER_S`, with a message that names the holder; it ends. Timing is about to
-begin, for the purpose that is the message; it has ended. The device is busy though all else of the sweep stands still;
-a kernel of this process does not end."""
+"""begin, announce, end : waiting begins; has lasted `ANNOUNCE_AFTER_S` (the message names the lock's holder); ends
+timing, timed : timing is about to begin (the message is its purpose); has ended
+busy : the device is busy although the sweep's other children are stopped
+hung : a kernel of this process hangs"""
 
 
 def _print_message(event: Event, message: str) -> None:
@@ -37,12 +37,12 @@ def _print_message(event: Event, message: str) -> None:
 
 
 listener: Callable[[Event, str], None] = _print_message
-"""Called on each event, in the process that waits or times. By default it prints an announcement on stderr. A sweep's
-returns from ``timing`` and ``busy`` once its other children stand still."""
+"""Called on each event, in the process that waits or times. By default it prints announcements to stderr. In a sweep it
+returns from ``timing`` and ``busy`` once the other children have stopped."""
 
 
 _VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
-"""Each lists the GPUs that a process may use, by index or UUID; the first of them is its ``cuda``."""
+"""Each lists the GPUs that a process may use, by index or UUID; the first is its ``cuda``."""
 
 
 def lock_file(device: str) -> Path:
@@ -52,7 +52,7 @@ def lock_file(device: str) -> Path:
 
 
 def _which_gpu() -> str:
-    """Return the GPU that is this process's ``cuda``: nothing for the machine's first one."""
+    """Return a suffix for the GPU that is this process's ``cuda``; "" for the machine's first GPU."""
     lists = [os.environ[name] for name in _VISIBLE if os.environ.get(name)]
     first = re.sub(r"[^A-Za-z0-9-]", "", lists[0].partition(",")[0]) if lists else "0"
     return "" if first in ("0", "") else f"-{first[:80]}"
@@ -64,9 +64,9 @@ _locked: set[str] = set()
 
 @contextlib.contextmanager
 def device_lock(device: str, purpose: str) -> Iterator[None]:
-    """Hold the lock of `device` while `purpose` (a case id, for instance) is timed. Wait for it as long as it takes.
+    """Hold the lock of `device` while `purpose` (such as a case id) is timed; wait for it without a limit.
 
-    Within the lock, the same process may lock the device again, which does nothing.
+    Locking the device again within the context does nothing.
     """
     if device in _locked:
         yield
@@ -107,13 +107,13 @@ def _wait(file: IO[str], device: str) -> None:
 
 def _announce(file: IO[str], device: str) -> None:
     holder = _holder(file) or "a process that did not name itself"
-    if holder.startswith(f"process {_watcher_pid()} ("):    # cases of one sweep take turns
+    if holder.startswith(f"process {_watcher_pid()} ("):    # another case of the same sweep
         return
     listener("announce", f"waiting to time on {device}, which is in use by {holder}")
 
 
 def _holder(file: IO[str]) -> str:
-    """Return what the holder wrote of itself. It may have the lock for a moment only, and be about to write."""
+    """Return the holder's description of itself; "" if it has not been written yet."""
     for _ in range(3):
         file.seek(0)
         if holder := file.read().strip():
@@ -123,7 +123,7 @@ def _holder(file: IO[str]) -> str:
 
 
 def _watcher_pid() -> int | None:
-    """Return this process's id, or its sweep's: a sweep's child is of no interest to a user."""
+    """Return the id of this process, or of its sweep if it is a sweep's child."""
     watcher = multiprocessing.parent_process()
     return os.getpid() if watcher is None else watcher.pid
 

@@ -14,7 +14,7 @@ def slug(text: str) -> str:
 
 
 def cpu_model() -> str:
-    """Return the processor as it calls itself, or its architecture."""
+    """Return the processor's model name, or its architecture if unknown."""
     try:
         match = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
@@ -23,5 +23,5 @@ def cpu_model() -> str:
 
 
 def cpu_name() -> str:
-    """Return the name under which records of this CPU are filed: model and number of cores."""
+    """Return the machine name of this CPU's records: model and number of cores."""
     return slug(f"cpu-{cpu_model()}-{len(os.sched_getaffinity(0))}c")

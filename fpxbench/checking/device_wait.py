@@ -1,9 +1,8 @@
 """Wait for a GPU, and detect kernels that hang.
 
-A hanging kernel (two launches that spin on each other's locks) keeps its time slices even while the process that
-launched it is stopped, so that every timing beside it is of a shared device. `synchronize` reports a hang to the
-process's watcher after `HANG_S`; `wait_until_idle` gives the watcher time to kill such a process, and returns whether
-the device is idle.
+A hanging kernel (two launches that spin on each other's locks) keeps its time slices even while its process is stopped,
+so that every other timing is on a shared device. `synchronize` reports a hang to the process's watcher after `HANG_S`;
+`wait_until_idle` gives the watcher time to kill the process, and returns whether the device is idle.
 """
 
 from __future__ import annotations
@@ -16,21 +15,21 @@ import torch
 from fpxbench.checking import device_lock
 
 HANG_S = 20
-"""Far longer than any call takes, even with many cases sharing the GPU: most take milliseconds."""
+"""Far longer than any call takes, even if many cases share the GPU: most take milliseconds."""
 _IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
-"""A GPU is idle once it has answered launches within the first for the second; waiting for it ends after the third."""
+"""A GPU is idle if it completes launches within the first for as long as the second; waiting ends after the third."""
 
 
 class HangWatch(threading.Thread):
-    """Reports a wait for the GPU that has lasted `HANG_S`, once, to this process's watcher.
+    """A thread that reports to this process's watcher, once, a wait for the GPU that has lasted `HANG_S`.
 
-    Counts its own one-second ticks and not the clock, so that time during which the process is stopped does not count.
+    It counts its own one-second ticks, so that time during which the process is stopped does not count.
     """
 
     def __init__(self) -> None:
         super().__init__(daemon=True, name="hang-watch")
         self.waits = 0
-        """How many waits have begun."""
+        """Number of waits that have begun."""
         self.waiting = False
         self._seen, self._ticks = 0, 0
 
@@ -40,7 +39,7 @@ class HangWatch(threading.Thread):
             self.tick()
 
     def tick(self) -> None:
-        """Note that a second has passed."""
+        """Count a second, and report a hang after `HANG_S`."""
         same = self.waiting and self.waits == self._seen
         self._seen, self._ticks = self.waits, self._ticks + 1 if same else 0
         if self._ticks == HANG_S:
@@ -51,7 +50,7 @@ _watch: HangWatch | None = None
 
 
 def synchronize() -> None:
-    """Wait until the GPU has done all that this process launched."""
+    """Wait for all work that this process launched on the GPU."""
     global _watch
     if _watch is None:
         _watch = HangWatch()
@@ -65,10 +64,10 @@ def synchronize() -> None:
 
 
 def wait_until_idle(device: str) -> bool:
-    """Wait until a GPU is idle, that is, until work launched by stopped processes is done. Return whether it is.
+    """Wait until a GPU has finished the work of stopped processes, and return whether it is idle.
 
-    If it stays busy for `_IDLE_WITHIN_S`, the sweep resumes its other cases to find the one that hangs, and the GPU is
-    tried once more.
+    If it stays busy for `_IDLE_WITHIN_S`, the sweep resumes its other cases to find the hanging one, and the GPU is
+    tested once more.
     """
     if device == "cpu" or _idle(device):
         return True
@@ -77,7 +76,7 @@ def wait_until_idle(device: str) -> bool:
 
 
 def _idle(device: str) -> bool:
-    """Return whether the GPU answers at once for as long as several of its time slices, within `_IDLE_WITHIN_S`."""
+    """Return whether launches complete at once for several time slices of the GPU, within `_IDLE_WITHIN_S`."""
     probe = torch.zeros(1, device=device)
     since = time.perf_counter()
     give_up = since + _IDLE_WITHIN_S

@@ -1,4 +1,4 @@
-"""Observe what one call does: the kernels that it launches and the memory that it holds."""
+"""Observe the effects of one call: the kernels that it launches and the memory that it holds."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import torch
 from fpxbench.checking import device_wait
 
 HEAVY_KERNEL = 0.05
-"""A kernel with less than this share of a call's time does not count as heavy."""
+"""Least share of a call's time of a heavy kernel."""
 
 
 _PYTHON_US = 300.0
-"""What calling some fifty operators under the profiler takes besides their own time."""
+"""Overhead of calling some fifty operators under the profiler."""
 _WHOLE_CALL = "fpxbench: the call"
 
 
 class KernelLaunch(NamedTuple):
-    """A kernel as the profiler saw it."""
+    """One kernel launch in a profile."""
 
     name: str
     us: float
@@ -35,23 +35,23 @@ class KernelLaunch(NamedTuple):
 
 @dataclass(frozen=True)
 class Effects:
-    """What one call did: kernels by name in order, and the most memory it held beyond its operands, output included."""
+    """The effects of one call: its kernels in order, and its peak memory beyond its operands, output included."""
 
     kernels: list[KernelLaunch]
     peak_bytes: int
     outside_us: float = 0.0
-    """Time of a call on a CPU that no operator of PyTorch took: a library called directly, and Python."""
+    """Time of a call on a CPU outside PyTorch's operators: in Python, and in libraries called directly."""
 
     @property
     def times_us(self) -> list[float]:
-        """Time of each kernel. Code outside PyTorch is one if it takes longer than each of the others, and than Python
-        may."""
+        """Time of each kernel. Code outside PyTorch counts as one if it takes longer than every other kernel plus
+        Python's overhead."""
         own = [kernel.us for kernel in self.kernels]
         return [*own, self.outside_us] if self.outside_us > max(own, default=0.0) + _PYTHON_US else own
 
     @property
     def heavy_kernels(self) -> int:
-        """Kernels that take a share of the call worth speaking of: a copy of one activation row does not."""
+        """Number of kernels with a considerable share of the call's time, unlike a copy of one activation row."""
         times = self.times_us
         return sum(us >= HEAVY_KERNEL * sum(times) for us in times)
 
@@ -60,7 +60,7 @@ class Effects:
 _IS_KERNEL = re.compile(r"\w+::|graph_\d+_cpp_")
 
 
-# Operators that make views or bare memory, or only ask: they move nothing.
+# Operators that make views, allocate, or query: they move no data.
 _NO_KERNEL = frozenset("aten::" + name for name in """
     empty empty_strided empty_like new_empty view view_as reshape _reshape_alias t as_strided transpose expand
     expand_as permute  select slice narrow squeeze unsqueeze detach alias _unsafe_view resize_ result_type
@@ -71,20 +71,20 @@ _NO_KERNEL = frozenset("aten::" + name for name in """
 
 @functools.cache
 def _does_work_itself(name: str) -> bool:
-    """Return whether an operator has a CPU kernel of its own, whatever it calls besides (a mixed-dtype `mul` converts
-    first)."""
+    """Return whether an operator has its own CPU kernel, even if it calls others (a mixed-dtype `mul` converts first).
+    """
     packet = getattr(torch.ops.aten, name.removeprefix("aten::"), None) if name.startswith("aten::") else None
     if packet is None:
         return False
     schemas = (getattr(packet, overload)._schema for overload in packet.overloads())
     qualified = (f"{schema.name}.{schema.overload_name}".rstrip(".") for schema in schemas)
-    # TorchScript's own overloads are not
+    # TorchScript's own overloads are not registered.
     registered = (full for full in qualified if torch._C._dispatch_has_kernel(full))
     return any(torch._C._dispatch_has_kernel_for_dispatch_key(full, "CPU") for full in registered)
 
 
 def trace_events(profiler: torch.profiler.profile | torch.autograd.profiler.profile) -> list[dict[str, Any]]:
-    """Return what a profiler recorded, as the events of a Chrome trace; times are in microseconds."""
+    """Return a profiler's recording as events of a Chrome trace; times are in microseconds."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         profiler.export_chrome_trace(str(path))
@@ -93,11 +93,11 @@ def trace_events(profiler: torch.profiler.profile | torch.autograd.profiler.prof
 
 
 def observe(call: Callable[[], object], device: str) -> Effects:
-    """Run `call` once under the profiler: device kernels on a GPU; on a CPU the operators that do work, Inductor's
-    fused loops among them (`fpxbench.sweep.worker` makes those show)."""
+    """Run `call` once under the profiler, and return its effects: kernels on a GPU; on a CPU the operators that do
+    work, including Inductor's fused loops (`fpxbench.sweep.preload` makes them visible)."""
     profiler: torch.profiler.profile | torch.autograd.profiler.profile
     if device == "cpu":
-        # `torch.profiler.profile`, which wraps it, imports the compiler first, which takes as long as PyTorch's import.
+        # `torch.profiler.profile`, its wrapper, first imports the compiler, which takes as long as importing PyTorch.
         profiler = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
     else:
         activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -113,17 +113,15 @@ def observe(call: Callable[[], object], device: str) -> Effects:
             device_wait.synchronize()
     events = trace_events(profiler)
     if device != "cpu":
-        kernels = sorted(
-            (e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")), key=lambda e: e["ts"]
-        )
+        kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")),
+                         key=lambda e: e["ts"])
         launches = [KernelLaunch(e["name"], e["dur"]) for e in kernels]
         return Effects(launches, torch.cuda.max_memory_allocated() - held_before)
     return Effects(_cpu_kernels(events), _cpu_peak(events), _outside_operators(events, worked_us))
 
 
 def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
-    """Return the operators that do work, in order: those with a CPU kernel of their own, and the innermost of the
-    others."""
+    """Return the operators that do work, in order: those with their own CPU kernel, and the innermost of the others."""
     operators = sorted(
         (e for e in events if e.get("cat") == "cpu_op" and e["name"] not in _NO_KERNEL and _IS_KERNEL.match(e["name"])),
         key=lambda e: (e["tid"], e["ts"], -e["dur"]),
@@ -131,8 +129,7 @@ def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
     found: list[tuple[float, KernelLaunch]] = []
     for index, this in enumerate(operators):
         inside = list(itertools.takewhile(
-            lambda e, this=this: e["tid"] == this["tid"] and e["ts"] < this["ts"] + this["dur"], operators[index + 1:]
-        ))
+            lambda e, this=this: e["tid"] == this["tid"] and e["ts"] < this["ts"] + this["dur"], operators[index + 1:]))
         wraps_itself = any(e["name"] == this["name"] for e in inside)      # mm.out calls mm
         if not inside or (_does_work_itself(this["name"]) and not wraps_itself):
             found.append((this["ts"], KernelLaunch(this["name"], this["dur"] - sum(e["dur"] for e in inside))))
@@ -140,8 +137,10 @@ def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:
 
 
 def _outside_operators(events: list[dict], worked_us: float) -> float:
-    """Return the time, in µs, that the call's thread worked in no operator of PyTorch, at least: of `worked_us` of its
-    processor time no more than their whole time was in operators. On a busy machine the clock goes on without it."""
+    """Return a lower bound, in µs, of the processor time that the call's thread spent outside PyTorch's operators.
+
+    worked_us : the thread's processor time: on a busy machine, wall-clock time includes waiting
+    """
     call, = (e for e in events if e.get("name") == _WHOLE_CALL and e.get("ph") == "X")
     end = call["ts"] + call["dur"]
     outside, at = 0.0, call["ts"]

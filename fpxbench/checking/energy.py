@@ -1,6 +1,6 @@
-"""What a device does while it is timed: clocks, temperature, power, throttling, energy. Read, never set.
+"""Read a device's clocks, temperature, power, throttling and energy while it is timed; never set them.
 
-NVIDIA's through nvidia-ml-py, AMD's through amdsmi, and of a CPU the energy counter of its first package (RAPL).
+NVIDIA GPUs are read through nvidia-ml-py, AMD GPUs through amdsmi, and CPUs through their first package's RAPL counter.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ import torch
 from fpxbench.records.record import DeviceState
 
 ENERGY_SPAN_S = 0.08
-"""Least time between the two steps of the counter that are used. Counters step every 1 to 100 ms."""
+"""Least time between the two counter updates that are used. Counters update every 1 to 100 ms."""
 ENERGY_BUDGET_S = 0.35
 BATCH_S = 5e-3
-"""So long the device works between two looks at the counter: 5% of a step of 100 ms."""
+"""How long the device works between two readings of the counter: 5% of an update interval of 100 ms."""
 READING_INTERVAL_S = 0.02
 _RAPL = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 
 
 class Reading(NamedTuple):
-    """What a device reports now; None for what it does not."""
+    """A device's current readings; None for those that it does not report."""
 
     sm_clock_mhz: float | None = None
     memory_clock_mhz: float | None = None
@@ -35,20 +35,20 @@ class Reading(NamedTuple):
 
 
 class DeviceReader(Protocol):
-    """How a device is read."""
+    """Reads one device."""
 
     def reading(self) -> Reading:
         """Return clocks, temperature and power."""
 
     def throttle_reasons(self) -> list[str]:
-        """Return why clocks are lowered now; empty where they are not, or the device does not say."""
+        """Return why clocks are currently lowered; [] if they are not, or if the device does not report it."""
 
     def joules(self) -> float | None:
-        """Return the energy counter; None where there is none."""
+        """Return the energy counter; None if there is none."""
 
 
 class NoReader(Exception):
-    """The device cannot be read; the message says why, and the way out."""
+    """The device cannot be read; the message says why, and what to do."""
 
 
 def device_reader(device: str) -> DeviceReader:
@@ -64,7 +64,7 @@ def _gpu_reader(index: int) -> DeviceReader:
 
 
 def energy_joules(device: str) -> float | None:
-    """Return the device's energy counter; None where there is none."""
+    """Return the device's energy counter; None if there is none."""
     try:
         return device_reader(device).joules()
     except NoReader:
@@ -95,14 +95,14 @@ _NVML_REASONS = {
     0x4: "power cap", 0x8: "hardware slowdown", 0x10: "sync boost", 0x20: "heat", 0x40: "heat (hardware)",
     0x80: "power brake",
 }
-"""Bits of nvmlDeviceGetCurrentClocksEventReasons that lower clocks under load. Idling and clocks that
-somebody set are no throttling."""
+"""Bits of nvmlDeviceGetCurrentClocksEventReasons that lower clocks under load. Idling and fixed clocks are not
+throttling."""
 
 
 def nvml_handle(index: int) -> Any:
     """Return NVML's handle of torch's device `index`. Raise NoReader.
 
-    By the device's UUID or PCI bus: CUDA_VISIBLE_DEVICES renumbers torch's devices, and not NVML's.
+    Uses the device's UUID or PCI bus, since CUDA_VISIBLE_DEVICES renumbers torch's devices but not NVML's.
     """
     try:
         import pynvml
@@ -153,15 +153,15 @@ class _Nvml:
                        None if power is None else power / 1e3)
 
     def _milliwatts(self) -> int | None:
-        """Return the power now. Since Ampere, the plain call gives the mean of the last second, which is longer than
-        most timings: it is asked only where the driver has no reading of the moment."""
+        """Return the current power. Since Ampere, nvmlDeviceGetPowerUsage averages over the last second, which is
+        longer than most timings, so it is only used if the driver has no instantaneous reading."""
         values = self._ask("nvmlDeviceGetFieldValues", [self._nvml.NVML_FI_DEV_POWER_INSTANT])
         if values and values[0].nvmlReturn == self._nvml.NVML_SUCCESS:
             return int(values[0].value.uiVal)
         return self._ask("nvmlDeviceGetPowerUsage")
 
     def throttle_reasons(self) -> list[str]:
-        bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0     # the name that every version has
+        bits = self._ask("nvmlDeviceGetCurrentClocksThrottleReasons") or 0     # this name exists in every version
         return [reason for bit, reason in _NVML_REASONS.items() if bits & bit]
 
     def joules(self) -> float | None:
@@ -223,14 +223,14 @@ class _AmdSmi:
 
 
 def _number(value: Any) -> float | None:
-    """Return a number as it is; amdsmi gives ``"N/A"`` for what a GPU does not report."""
+    """Return a number as float; None for amdsmi's ``"N/A"``, which means that the GPU does not report it."""
     return float(value) if isinstance(value, int | float) else None
 
 
 class StateMonitor:
-    """Collects what a device does during one timing. Without a reader it says why there is no energy.
+    """Collects a device's readings during one timing; without a reader, only the reason.
 
-    shared : something else used the device when the timing began
+    shared : whether another program used the device when the timing began
     """
 
     def __init__(self, device: str, shared: bool = False) -> None:
@@ -249,7 +249,7 @@ class StateMonitor:
         self._energy: dict[str, Any] = {}
 
     def after_sample(self) -> None:
-        """Look at the device right after a sample."""
+        """Read the device right after a sample."""
         if self._reader is not None:
             reasons = self._reader.throttle_reasons()
             self._reasons |= dict.fromkeys(reasons)
@@ -264,11 +264,11 @@ class StateMonitor:
             self._next = perf_counter() + READING_INTERVAL_S
 
     def measure_energy(self, run: Callable[[], int], deadline: float, weight_bytes: int) -> None:
-        """Repeat `run`, which makes some calls, waits for them and returns how many, until the energy counter has
-        stepped twice or more, `ENERGY_SPAN_S` apart.
+        """Repeat `run`, which makes some calls, waits for them and returns their number, until two updates of the
+        energy counter are `ENERGY_SPAN_S` apart.
 
-        From step to step, so that its resolution does not matter. Gives up at `deadline` (of perf_counter), and keeps
-        the reason.
+        Measuring from update to update makes the counter's resolution irrelevant. Gives up at `deadline` (of
+        perf_counter), and keeps the reason.
         """
         reader = self._reader
         if reader is None:
@@ -296,7 +296,7 @@ class StateMonitor:
                      f" {ENERGY_SPAN_S * 1e3:.0f} ms between two steps")
 
     def state(self) -> DeviceState | None:
-        """Return what was seen; None for a CPU that cannot be read."""
+        """Return the device's state during the timing; None for a CPU that cannot be read."""
         if self._reader is None and self._device == "cpu":
             return None
         columns = [[value for value in column if value is not None] for column in zip(*self._readings, strict=True)]
@@ -306,9 +306,7 @@ class StateMonitor:
             memory_clock_mhz=median(memory) if memory else None, temperature_c=max(temperature, default=None),
             power_w=median(power) if power else None, readings=len(self._readings),
             throttle_reasons=list(self._reasons), throttled_samples=self._throttled, shared=self._shared,
-            **self._energy,
-            no_energy="" if self._energy else self._why,
-        )
+            **self._energy, no_energy="" if self._energy else self._why)
 
 
 def _energy(first: tuple[float, float, int], last: tuple[float, float, int], weight_bytes: int) -> dict[str, Any]:

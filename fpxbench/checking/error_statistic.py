@@ -1,7 +1,7 @@
 """Test whether many outputs together are as accurate as their roundings allow.
 
-`Reference.tolerance` bounds each output by its worst case, a few percent of it. The error's mean square is known far
-better: docs/tolerance.md derives `Reference.variance` and the threshold below, whose false-alarm rate is under 1e-9.
+`Reference.tolerance` bounds each output by its worst case, a few percent. The mean square error is known far more
+precisely: docs/tolerance.md derives `Reference.variance` and the threshold below, with a false-alarm rate under 1e-9.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 LOG_FALSE_ALARM = math.log(1e10)
-"""-ln of the chance that a right implementation exceeds the threshold of one test."""
+"""-ln of the probability that a right implementation exceeds the threshold of one test."""
 _ROWS_COMPARED = 128
 
 
 @dataclass
 class ErrorStatistic:
-    """The mean square error of many outputs beside the one that their roundings allow.
+    """The mean square error of many outputs, and the one that their roundings allow.
 
-    alike : how much fewer independent errors there are than outputs, 1 or more (`likeness_of_rows`)
+    alike : number of outputs per independent error, 1 or more (`likeness_of_rows`)
     """
 
     alike: float = 1.0
@@ -37,10 +37,10 @@ class ErrorStatistic:
     largest: float = 0.0
     rounding: OutputRounding = field(default_factory=OutputRounding)
     coarser: str | None = None
-    """What outputs have in common where they are rounded to fewer bits than their dtype's."""
+    """A clause if outputs are rounded to fewer bits than their dtype has."""
 
     def add(self, y: Tensor, expected: Reference) -> None:
-        """Count the outputs y [M, N] of one product whose activation was random in sign."""
+        """Add the outputs y [M, N] of one product whose activation had random signs."""
         limit = torch.finfo(y.dtype).max
         counted = expected.product.isfinite() & (expected.product.abs() < limit) & y.isfinite()
         seen, exact, variance = y.double()[counted], expected.product[counted], expected.variance[counted]
@@ -55,12 +55,12 @@ class ErrorStatistic:
 
     @property
     def factor(self) -> float:
-        """The error's root mean square over the largest that the roundings allow."""
+        """The ratio of the root mean square error to the largest that the roundings allow."""
         return math.sqrt(self.squares / self.allowed) if self.allowed else 0.0
 
     @property
     def threshold(self) -> float:
-        """What `factor` stays below in a right implementation, but for one in 1e10 tests (Laurent and Massart,
+        """The upper bound of `factor` in a right implementation, exceeded in one of 1e10 tests (Laurent and Massart,
         2000)."""
         if not self.allowed:
             return math.inf
@@ -69,27 +69,22 @@ class ErrorStatistic:
         return math.sqrt(1 + excess)
 
     def verdict(self) -> Verdict | None:
-        """Return the verdict if the errors are larger than their roundings explain; None if they are not."""
+        """Return the verdict if the errors are larger than their roundings explain; else None."""
         if self.factor <= self.threshold:
             return None
         return Verdict(
-            status=Status.WRONG,
-            kind=Kind.INACCURATE,
-            evidence={
-                "error_factor": repr(self.factor),
-                "error_threshold": repr(self.threshold),
-                "outputs": self.outputs,
-            },
+            status=Status.WRONG, kind=Kind.INACCURATE,
+            evidence={"error_factor": repr(self.factor), "error_threshold": repr(self.threshold),
+                      "outputs": self.outputs},
             summary=f"each of {self.outputs} outputs is within its worst-case bound, but together their errors are"
-            f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): "
-            + (self.coarser or "as when sums are kept in less than fp32, or weights are truncated"),
-        )
+                    f" {self.factor:.3g} times what their roundings allow (at most {self.threshold:.3g} is right): "
+                    + (self.coarser or "as when sums are kept in less than fp32, or weights are truncated"))
 
 
 def likeness_of_rows(decoded: Tensor) -> float:
-    """Return how many outputs of one token share an error: 1 for rows at right angles, N for equal ones.
+    """Return how many outputs of one token share an error: 1 for orthogonal rows, N for equal ones.
 
-    The errors of outputs that share an activation are as alike as the rows of the weight, fp32 [N, K], at most.
+    The errors of outputs that share an activation are at most as correlated as the rows of the weight, fp32 [N, K].
     """
     n = decoded.shape[0]
     rows = decoded[torch.linspace(0, n - 1, min(n, _ROWS_COMPARED)).round().long().unique()].double()

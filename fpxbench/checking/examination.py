@@ -1,4 +1,4 @@
-"""Collect what a case was asked, what was left out and why, and which properties were measured on the way."""
+"""Collect a case's checks: what they covered, what was left out and why, and the properties that were measured."""
 
 from __future__ import annotations
 
@@ -20,35 +20,35 @@ from fpxbench.records.verdict import Status, Verdict
 
 DEFAULT_BUDGET_S = 0.1
 _WALL_MULTIPLE = 10.0
-"""A deadline in processor time passes after so many times as long by the clock on the wall: what waits is not free."""
+"""A deadline in processor time also passes after this many times as long in wall-clock time, which limits waiting."""
 CLEARLY = 1.5
-"""Errors of wrong token counts are at least so many times those of right ones."""
+"""Least ratio of the errors of wrong token counts to those of right ones."""
 _FIRST_CALL_MULTIPLE = 2.0
-"""A first call of a shape that takes longer than this many budgets compiles or tunes, and would for each new shape."""
+"""A shape's first call that takes longer than this many budgets compiles or tunes, as it would for each new shape."""
 _LOADING_MULTIPLE = 10.0
-"""A first call of a process that takes up to so many times as long may only have loaded libraries."""
+"""A process's first call that takes up to this many times as long may only have loaded libraries."""
 
 
 class Deadline:
-    """An end in this thread's own processor time, so that a busy machine asks no less, nor a process that stands still
-    while another is timed. Waiting for a GPU takes processor time."""
+    """A deadline in this thread's processor time, so that a busy machine, or being stopped while another case is timed,
+    does not reduce the checks. Waiting for a GPU counts, since it takes processor time."""
 
     def __init__(self, seconds: float) -> None:
         self._end, self._wall_end = time.thread_time() + seconds, time.monotonic() + _WALL_MULTIPLE * seconds
 
     def passed(self, more: float = 0.0) -> bool:
-        """Return whether it has passed, by `more` seconds."""
+        """Return whether the deadline, extended by `more` seconds, has passed."""
         return time.thread_time() > self._end + more or time.monotonic() > self._wall_end + _WALL_MULTIPLE * more
 
 
 @dataclass
 class Examination:
-    """One implementation on one case, while it is checked.
+    """The examination of one implementation on one case.
 
-    budget_s : seconds for all checks that go beyond the case's own calls together
-    covered, not_asked : for each check by name, what it covered, and why the rest was left out
-    properties : measured facts for the record (`fpxbench.records.record.Properties`)
-    first_call_s : how long the first call took, compiling and tuning included
+    budget_s : total seconds for checks beyond the case's own calls
+    covered, not_asked : check -> what it covered, and why the rest was left out
+    properties : measured properties for the record (`fpxbench.records.record.Properties`)
+    first_call_s : duration of the first call, including compilation and tuning
     """
 
     implementation: Implementation
@@ -59,17 +59,17 @@ class Examination:
     properties: dict[str, Any] = field(default_factory=dict)
     statistic: ErrorStatistic = field(default_factory=ErrorStatistic)
     by_tokens: dict[int, ErrorStatistic] = field(default_factory=dict)
-    """Of each token count apart: outputs of the same tokens are not independent, and not counted together."""
+    """Separate statistics by token count: outputs of the same tokens are not independent."""
     first_call_s: float = 0.0
     diagnose: Callable[[Verdict, Operands], Verdict] = lambda verdict, operands: verdict
-    """Name the fault of a wrong product on other operands than the case's own, where that can be done."""
+    """Diagnoses a wrong product on operands other than the case's own, if possible."""
 
     @property
     def device(self) -> str:
         return self.operands.device
 
     def statistic_verdict(self) -> Verdict | None:
-        """Return the verdict where errors are larger than their roundings explain, and for which token counts."""
+        """Return the verdict if errors are larger than their roundings explain, with the token counts; else None."""
         verdict = self.statistic.verdict()
         wrong = {m: one for m, one in self.by_tokens.items() if one.factor > one.threshold}
         right = {m: one for m, one in self.by_tokens.items() if m not in wrong}
@@ -85,7 +85,7 @@ class Examination:
                     " roundings allow")
 
     def new_shapes_cost_too_much(self, name: str) -> bool:
-        """Return whether a new shape takes longer than the budget allows, noting why check `name` is left out."""
+        """Return whether a new shape takes longer than the budget allows; if so, note why check `name` is left out."""
         if self.implementation.slow(self.device):
             self.not_asked[name] = "an interpreter takes too long"
         elif (took := self.new_shape_s) > _FIRST_CALL_MULTIPLE * self.budget_s:
@@ -95,8 +95,8 @@ class Examination:
 
     @cached_property
     def new_shape_s(self) -> float:
-        """The seconds that the first call of a shape takes. The first one of a process loads libraries as well, so
-        where it took long, and not so long that it must have compiled, one token more is asked."""
+        """Duration of a shape's first call, in seconds. The process's first call also loads libraries, so if it was
+        slow, but not so slow that it must have compiled, a call with one more token is timed."""
         limit = _FIRST_CALL_MULTIPLE * self.budget_s
         if not limit < self.first_call_s <= _LOADING_MULTIPLE * limit or self.operands.case.experts is not None:
             return self.first_call_s
@@ -111,13 +111,13 @@ class Examination:
         return time.perf_counter() - started
 
     def deadline(self, share: float) -> Deadline:
-        """Return the end of a check that has `share` of the budget."""
+        """Return the deadline of a check with a `share` of the budget."""
         return Deadline(share * self.budget_s)
 
     def ask(self, name: str, check: Callable[[], Verdict | None]) -> tuple[bool, Verdict | None]:
-        """Run one check of calls that an implementation may refuse; return whether it took them, and the verdict.
+        """Run a check whose calls an implementation may refuse; return whether it accepted them, and the verdict.
 
-        A refusal (an exception) is noted and is not a mistake. ContractViolation and faults of the device are raised.
+        A refusal (an exception) is noted, and is not a fault. ContractViolation and device faults are raised.
         """
         try:
             return True, check()
@@ -129,8 +129,8 @@ class Examination:
 
 
 def is_refusal(error: Exception) -> bool:
-    """Return whether an exception only refuses the call. A ContractViolation does not, nor does the loss of the CUDA
-    context, after which no result of this process can be trusted."""
+    """Return whether an exception only means that a call is unsupported. It does not if it is a ContractViolation, or
+    if the CUDA context is lost, after which no result of this process can be trusted."""
     accelerator_error = getattr(torch, "AcceleratorError", ())
     lost = isinstance(error, accelerator_error) or "CUDA error" in str(error) or "HIP error" in str(error)
     return not lost and not isinstance(error, ContractViolation)

@@ -1,7 +1,7 @@
-"""Check the grouped product of experts: its own routing, the others, single weights of every expert, other layouts.
+"""Check the grouped product of experts: all routings, single weights of every expert, and other layouts.
 
-The checks of one product (`fpxbench.checking.correctness`) are used as they are, on a `GroupedProduct`. Here stands
-what only experts have: rows that are spread otherwise, experts without rows, weights that are read by their own rows.
+The checks of a plain product (`fpxbench.checking.correctness`) apply to a `GroupedProduct`. This module has the checks
+that only experts need: other routings, experts without rows, weights that are read with their own rows.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ONE_HOT_COLUMNS = 16
 def check_experts(examination: Examination) -> tuple[Comparison, Verdict | None]:
     """Check the grouped product of `examination`, whose implementation is a `GroupedProduct`.
 
-    Return the comparison of its own calls, and a verdict if an output was wrong; its kind may be open. Raises
+    Return the comparison of the case's own calls, and a verdict if an output was wrong, perhaps without a kind. Raises
     ContractViolation.
     """
     implementation, operands = examination.implementation, _operands(examination)
@@ -52,7 +52,7 @@ def check_experts(examination: Examination) -> tuple[Comparison, Verdict | None]
 
 
 def checked_again(examination: Examination) -> Verdict | None:
-    """Check the last drawn call once more; return the verdict if it is wrong, its kind open."""
+    """Repeat the last drawn call; return a verdict without a kind if it is wrong."""
     operands = _operands(examination)
     x = operands.drawn_again()
     again = partial(contract.watched_matmul, examination.implementation, x, operands.weight, operands.device, None)
@@ -66,14 +66,15 @@ def checked_again(examination: Examination) -> Verdict | None:
 
 
 def fails_for_empty_experts_alone(examination: Examination, error: Exception) -> Verdict | None:
-    """Return the verdict on a call that raised `error` where an expert had no rows, if it does not where all do."""
+    """Return the verdict on a call that raised `error` when an expert had no rows, if it is right when all have rows;
+    else None."""
     operands = _operands(examination)
     empty = operands.empty
     if not empty:
         return None
     try:
         verdict = wrong_with_none_empty(examination)
-    except Exception:   # it fails there too: what it raised first is the finding
+    except Exception:   # it fails there too, so the original exception is the result
         return None
     if verdict is not None:
         return None
@@ -92,8 +93,8 @@ def routed_to_all(operands: ExpertOperands, counts: list[int] | None = None) -> 
 
 
 def wrong_with_none_empty(examination: Examination) -> Verdict | None:
-    """Check as many rows of each expert as it has now, and two of those that have none; return the verdict if the
-    product is wrong, its kind open."""
+    """Check the current routing with two rows added for each expert without rows; return a verdict without a kind if
+    the product is wrong."""
     operands, implementation = _operands(examination), examination.implementation
     starts = [0, *operands.ends[:-1]]
     x = routed_to_all(operands, [end - start or 2 for start, end in zip(starts, operands.ends, strict=True)])
@@ -110,7 +111,7 @@ def _operands(examination: Examination) -> ExpertOperands:
 
 
 def _check_routings(examination: Examination) -> Verdict | None:
-    """Check every routing with other token counts, no token among them."""
+    """Check every routing with other token counts, including 0."""
     operands = _operands(examination)
     if examination.new_shapes_cost_too_much("routings"):
         return None
@@ -140,7 +141,7 @@ def _check_routings(examination: Examination) -> Verdict | None:
 
 
 def _check_strides(examination: Examination) -> Verdict | None:
-    """Check rows that lie among others in memory, as slices of wider ones."""
+    """Check rows that are slices of wider rows in memory."""
     operands, implementation = _operands(examination), examination.implementation
     rows = operands.activation("strided")
     if not len(rows):
@@ -168,7 +169,7 @@ def _compared(examination: Examination, x: Tensor, same: Tensor) -> Verdict | No
 
 
 def _check_one_hot(examination: Examination) -> Verdict | None:
-    """Read single weights of every expert by one-hot rows: a code that is read wrongly cannot hide in a sum."""
+    """Read single weights of every expert with one-hot rows, so that a misread code cannot hide in a sum."""
     operands, implementation = _operands(examination), examination.implementation
     case = operands.case
     if not operands.weight.scheme.quantized or implementation.slow(operands.device) or case.m == 0:

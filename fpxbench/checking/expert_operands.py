@@ -1,6 +1,6 @@
-"""The operands of a case of experts: stacked weights, and rows of activations with the experts that they go to.
+"""The operands of a case of experts: stacked weights, and activation rows with their routing.
 
-`GroupedProduct` makes a grouped product look like a `matmul`, so that every check of a call serves it too.
+`GroupedProduct` adapts a grouped product to `matmul`, so that every check of a call applies to it.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def expert_weight(case: Case, seed: int, expert: int, device: str) -> Tensor:
 class ExpertOperands(Operands):
     """The operands of one case of experts, on its device.
 
-    original, decoded : those of expert 0, [N, K]; the others are made when they are needed, as all may be many GB
-    weight : what the implementation stores, [E, N, K]
-    decode : an expert's stored weight -> what it stands for, fp32 [N, K]
-    from_file : there are no weights but those that are stored
-    offsets : where each expert's rows end, int32 [E], on the device: a buffer that `activation` fills
-    ends : the same numbers, as they were drawn
-    drawn : what `activation` was last called with: the purpose, M and the routing
-    routed_before : the ends of experts' rows in earlier draws, the first and the latest
+    original, decoded : those of expert 0, [N, K]; others are made on demand, since all may be many GB
+    weight : the stored weights, [E, N, K]
+    decode : an expert's stored weight -> its numbers, fp32 [N, K]
+    from_file : whether there are only stored weights, without originals
+    offsets : the end of each expert's rows, int32 [E], on the device: a buffer that `activation` fills
+    ends : the same numbers on the host, as drawn
+    drawn : the last arguments of `activation`: the purpose, M and the routing
+    routed_before : the ends of experts' rows in the first and the latest earlier draws
     """
 
     weight: QuantizedExperts
@@ -58,13 +58,13 @@ class ExpertOperands(Operands):
         self.ends = [0] * self.case.experts
 
     def original_of(self, expert: int) -> Tensor:
-        """Return the weight of one expert before it was quantized, fp32 [N, K]; of a file's, as it is decoded."""
+        """Return one expert's original weight, fp32 [N, K]; from a file, its decoded weight."""
         if self.from_file:
             return self.decode(self.weight.experts[expert]).float()
         return expert_weight(self.case, self.seed, expert, self.device)
 
     def activation(self, purpose: object, m: int | None = None, routing_: Routing | None = None) -> Tensor:
-        """Return the rows [T, K] of one purpose, of M tokens, and route them: `offsets` is filled with a new draw."""
+        """Return the rows [T, K] of M tokens for one purpose, and route them: fills `offsets` with a new draw."""
         self.drawn = (purpose, self.case.m if m is None else m, routing_ or self.case.routing)
         case = self.case.model_copy(update={"m": self.drawn[1], "routing": self.drawn[2]})
         self._route(routing.rows_per_expert(case, self.seed, purpose))
@@ -72,11 +72,11 @@ class ExpertOperands(Operands):
                                       self.device)
 
     def drawn_again(self) -> Tensor:
-        """Return the rows of the last draw again, routed as they were."""
+        """Return the rows of the last draw again, with the same routing."""
         return self.activation(*self.drawn)
 
     def route(self, counts: list[int]) -> None:
-        """Give each expert so many rows."""
+        """Give each expert its number of rows in `counts`."""
         self._route(torch.tensor(counts))
 
     def _route(self, counts: Tensor) -> None:
@@ -88,7 +88,7 @@ class ExpertOperands(Operands):
 
     @property
     def groups(self) -> list[tuple[int, int, int]]:
-        """The expert, the first row and the one past the last of each expert that has rows."""
+        """(expert, first row, end) of each expert that has rows."""
         return rows_of_experts(self.ends)
 
     @property
@@ -120,7 +120,7 @@ class ExpertOperands(Operands):
             rule=self.rule or implementation.activation_rule, accumulator=implementation.accumulator)
 
     def dense(self) -> Tensor:
-        """Return the weights before they were quantized, [E, N, K] in the activation's dtype."""
+        """Return the original weights, [E, N, K] in the activation's dtype."""
         dtype = inputs.ACTIVATION_DTYPES[self.case.activation]
         return torch.stack([self.original_of(expert).to(dtype) for expert in range(self.case.experts)])
 
@@ -130,7 +130,7 @@ class ExpertOperands(Operands):
 
     @property
     def weights_read(self) -> int:
-        """Weights of the experts that have rows."""
+        """Number of weights of the experts that have rows."""
         return len(self.groups) * self.case.n * self.case.k
 
     @property
@@ -149,8 +149,7 @@ class ExpertOperands(Operands):
 
 
 class GroupedProduct(Implementation):
-    """The grouped product of an implementation under the routing that `operands` has drawn, as a `matmul` of all rows.
-    """
+    """An implementation's grouped product under the routing of `operands`, as a `matmul` of all rows."""
 
     def __init__(self, implementation: Implementation, operands: ExpertOperands) -> None:
         _judged_as(self, implementation)
@@ -165,8 +164,8 @@ class GroupedProduct(Implementation):
 
 
 class OneOfExperts(Implementation):
-    """The grouped product of an implementation as a `matmul` by one weight, which expert `expert` of `experts` has, and
-    all others too: all rows go to that one."""
+    """An implementation's grouped product as a `matmul` by one weight: all of `experts` have it, and all rows go to
+    `expert`."""
 
     def __init__(self, implementation: Implementation, experts: int, expert: int) -> None:
         _judged_as(self, implementation)
@@ -195,7 +194,7 @@ class OneOfExperts(Implementation):
 
 
 def _judged_as(one: Implementation, other: Implementation) -> None:
-    """Have results of `one` judged as those of `other`: by its roundings, its sums, its rule of scales."""
+    """Make `one` be judged like `other`: by the same activation rule, scale rule and accumulator."""
     for name in ("activation_format", "activation_rule", "quantizes_activations", "scale_rule", "accumulator"):
         setattr(one, name, getattr(other, name))
     one.name, one.layout = other.name, other.layout

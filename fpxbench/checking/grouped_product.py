@@ -1,4 +1,4 @@
-"""The grouped product of unquantized 16-bit weights, by PyTorch's own kernel where it runs."""
+"""Multiply by unquantized 16-bit experts, with PyTorch's grouped product if it is available."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from fpxbench.numbers.experts import rows_of_experts
 
 ALIGNMENT = 8
-"""Elements of 16 bits: K is a multiple of 16 bytes, as `grouped_mm` demands of strides."""
+"""16-bit elements that K must be a multiple of: `grouped_mm` requires strides of 16 bytes."""
 
 
 def operator() -> Any:
-    """Return `torch.nn.functional.grouped_mm`, or the private operator that came before it; None where neither is."""
+    """Return `torch.nn.functional.grouped_mm`, or the private operator before it; None if neither exists."""
     return getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
 
 
 @cache
 def why_not(device: str, dtype: torch.dtype) -> str | None:
-    """Return why PyTorch's grouped product cannot be used on `device` in `dtype`, in one sentence; None if it can."""
+    """Return why PyTorch's grouped product does not support `device` and `dtype`, in one sentence; None if it does."""
     grouped_mm = operator()
     if grouped_mm is None:
         return f"PyTorch {torch.__version__} has no grouped_mm (from 2.8 on)"
@@ -37,9 +37,9 @@ def why_not(device: str, dtype: torch.dtype) -> str | None:
 
 
 def grouped_product(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
-    """Return each row of x [T, K] times its expert's row of weight [E, N, K].T, [T, N] in x's dtype.
+    """Return each row of x [T, K] times its expert's weight in [E, N, K], [T, N] in x's dtype.
 
-    Where PyTorch's grouped product does not take the operands, experts are multiplied one after another.
+    If PyTorch's grouped product does not support the operands, experts are multiplied one by one.
     """
     if weight.shape[2] % ALIGNMENT == 0 and len(x) and why_not(x.device.type, x.dtype) is None:
         return operator()(x, weight.transpose(1, 2), offs=offsets)

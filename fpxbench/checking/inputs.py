@@ -1,4 +1,4 @@
-"""Generate the inputs of a case: weights, activations and probes, from its seed alone."""
+"""Generate a case's inputs from its seed: weights, activations and probes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def derived_seed(seed: int, *purpose: object) -> int:
 def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightContents | None = None) -> Tensor:
     """Return the weight of a case, fp32 [N, K], the same for every implementation.
 
-    `contents` None is what the case's workload holds. `CODES` are the values on which encoders and decoders differ,
-    under scales that are 1: every finite number of the scheme's format, every midpoint between two of them, what lies
-    just beside the midpoints, and under MX, whose rule lets it happen, numbers past the maximum. Under a tensor scale
-    the first block is larger, so that the tensor scale and all other blocks' scales are powers of two: each midpoint is
-    a tie there, however one divides. A scheme that is not quantized gets N(0, 1) instead.
+    contents : None: as the case's workload says. `CODES`: values on which encoders and decoders differ, under scales of
+        1: every finite number of the scheme's format, all midpoints, their neighbours, and for MX, whose rule allows
+        it, numbers past the maximum. With a tensor scale, the first block is larger, so that the tensor scale and all
+        other block scales are powers of two, and midpoints are ties however weights are divided. A dense scheme gets
+        N(0, 1).
     """
     rng = generator(seed, "weight", case.n, case.k, device=device)
     scheme = scheme_named(case.scheme)
@@ -52,14 +52,14 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
     values = torch.cat([numbers, beside])
     order = torch.randperm(case.n * case.k, generator=rng, device=device) % len(values)
     weight = values[order].reshape(case.n, case.k)
-    # Every number once in as few columns as hold them, far apart: so few one-hot activations read every code.
+    # Every number occurs in as few columns as possible, far apart, so that few one-hot activations read every code.
     columns = -(-len(numbers) // case.n)
     spread = torch.arange(columns, device=device) * case.k // columns
-    spread = (spread + (spread % block == 0)).clamp(max=case.k - 1)     # a block's first column holds its largest
+    spread = (spread + (spread % block == 0)).clamp(max=case.k - 1)     # a block's first column holds the maximum
     order = torch.randperm(len(numbers), generator=rng, device=device)
     cycled = order[torch.arange(columns * case.n, device=device) % len(numbers)]
     weight[:, spread] = numbers[cycled].reshape(columns, case.n).T
-    weight[:, ::block] = fmt.max    # the largest once in each block: its scale is 1
+    weight[:, ::block] = fmt.max    # makes each block's scale 1
     if scheme.scaling.has_tensor_scale:
         _, tensor_scale = scheme.scaling.levels(scheme.scaling.choose(weight, fmt))
         larger = (1 / torch.frexp(tensor_scale).mantissa).bfloat16().float()      # 1.75 for 1 / 448: 2**-8
@@ -69,7 +69,7 @@ def make_weight(case: Case, seed: int, device: str = "cpu", contents: WeightCont
 
 
 def _discriminating_values(fmt: NumberFormat, device: str, *, reach: float) -> tuple[Tensor, Tensor]:
-    """Return every finite number of a format, and each midpoint of two with neighbours that 16 bits round onto it."""
+    """Return every finite number of a format, and the midpoints with neighbours that 16 bits round onto them."""
     numbers = decode_table(fmt, device)
     numbers = numbers[numbers.isfinite() & (numbers >= -fmt.max)]      # int8's -128 lies past the scale rule's range
     ascending = numbers.unique()
@@ -77,15 +77,15 @@ def _discriminating_values(fmt: NumberFormat, device: str, *, reach: float) -> t
     step = 2.0**-12
     beside = [middle, middle * (1 + step), middle * (1 - step)]
     if reach > fmt.max:
-        past = reach * (1 - step)    # the most that a block whose scale is 1 may hold
+        past = reach * (1 - step)    # just below the limit for a block with scale 1
         beside.append(torch.tensor([past, -past], device=device))
     return numbers, torch.cat(beside)
 
 
 def make_activation(case: Case, seed: int, purpose: object, device: str = "cpu") -> Tensor:
-    """Return the activation [M, K] of one purpose in the case's dtype: N(0, 1), or as the workload's contents ask.
+    """Return the activation [M, K] for one purpose, in the case's dtype: N(0, 1), or as the workload's contents say.
 
-    `purpose` is the number of a checked call, or whatever names another use ("timing"): two uses never share numbers.
+    `purpose` is the number of a checked call, or the name of another use ("timing"); purposes do not share numbers.
     """
     rng = generator(seed, "activation", purpose, case.m, case.k, device=device)
     x = torch.randn(case.m, case.k, generator=rng, device=device)
@@ -98,9 +98,9 @@ def make_activation(case: Case, seed: int, purpose: object, device: str = "cpu")
 
 
 def drawn_activation(case: Case, seed: int, purpose: object, rows: Tensor) -> Tensor:
-    """Return the activation [M, K] of one purpose, in the case's dtype: rows drawn from `rows` [R, K].
+    """Return the activation [M, K] for one purpose, in the case's dtype: rows drawn from `rows` [R, K].
 
-    Two purposes share rows where R is small. Each drawn row is negated at random, so that they still differ.
+    If R is small, purposes share rows; random signs make them differ.
     """
     rng = generator(seed, "activation", purpose, case.m, case.k, device=str(rows.device))
     picked = torch.randint(len(rows), (case.m,), generator=rng, device=rows.device)
@@ -120,8 +120,8 @@ def one_hot(columns: list[int], m: int, k: int, dtype: torch.dtype, device: str)
 def columns_covering_codes(weight: QuantizedWeight, most: int) -> list[int]:
     """Return at most `most` columns that together hold as many different codes as possible (greedy set cover).
 
-    One-hot activations on these show how each code is decoded, rare ones (subnormals, the maximum) included. Rows
-    beyond the 4,096th are not considered.
+    One-hot activations of these columns show how each code is decoded, including rare ones (subnormals, the maximum).
+    Only the first 4,096 rows are considered.
     """
     codes = weight.codes()[:4096]
     k, codes_count = codes.shape[1], 1 << weight.scheme.format.bits

@@ -1,4 +1,4 @@
-"""Measure the memory that an implementation holds between calls, beyond the weight that it stored."""
+"""Measure the memory that an implementation holds between calls, beyond its stored weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpxbench.implementation import Implementation
 KEPT_SHARE = 0.25
 """Memory above this share of the 16-bit weight counts as a copy of it."""
 _SMALLEST = 1 << 20
-"""Below this, the C library's and torch's own caches could be meant."""
+"""Smaller amounts may be caches of the C library or torch."""
 
 
 class _Mallinfo2(ctypes.Structure):
@@ -23,7 +23,7 @@ class _Mallinfo2(ctypes.Structure):
 
 
 def allocated_bytes(device: str) -> int:
-    """Return the bytes that are allocated now: by the C library on a CPU (0 if it does not tell), by torch on a GPU."""
+    """Return the bytes currently allocated: by the C library on a CPU (0 if unknown), by torch on a GPU."""
     if device != "cpu":
         device_wait.synchronize()
         return torch.cuda.memory_allocated()
@@ -36,25 +36,22 @@ def allocated_bytes(device: str) -> int:
 
 
 def live_storages() -> dict[int, int]:
-    """Return the bytes of every storage that a tensor of this process refers to, by address."""
+    """Return address -> bytes of every storage that a tensor of this process refers to."""
     found: dict[int, int] = {}
     for item in gc.get_objects():
-        if (
-            type(item) in (torch.Tensor, torch.nn.Parameter)
-            and item.layout is torch.strided
-            and item.device.type != "meta"
-        ):
+        if type(item) in (torch.Tensor, torch.nn.Parameter) and item.layout is torch.strided \
+                and item.device.type != "meta":
             storage = item.untyped_storage()
             found[storage.data_ptr()] = storage.nbytes()
     return found
 
 
 def kept_bytes(implementation: Implementation, operands: Operands, before: dict[int, int]) -> int:
-    """Return the bytes held between calls beyond what was stored; 0 where they are too few to be a copy of the weight.
+    """Return the bytes held between calls beyond the stored weight; 0 if they are too few to be a copy of the weight.
 
-    `before` is what `live_storages` gave before the weight was quantized. Measured is what one more copy of the weight
-    adds to allocated memory when it is multiplied by; where that is nothing, tensors that are alive and were not then
-    (a copy that serves one weight at a time).
+    This is the memory that multiplying by another copy of the weight allocates permanently; or else the size of the
+    tensors that have appeared since `before`, the `live_storages` before quantizing (a copy that serves one weight at a
+    time).
     """
     case = operands.case
     if case.m == 0:
@@ -71,7 +68,7 @@ def kept_bytes(implementation: Implementation, operands: Operands, before: dict[
 def _kept_for_a_copy(implementation: Implementation, operands: Operands) -> int:
     x = operands.activation("kept memory")
     with torch.no_grad():
-        implementation.matmul(x, operands.weight)       # warm for this very activation
+        implementation.matmul(x, operands.weight)       # warm-up for this activation
         copy = operands.weight.clone()
         start = allocated_bytes(operands.device)
         implementation.matmul(x, copy)

@@ -1,4 +1,4 @@
-"""What the device is: its name, its caches and memory, and the read bandwidth it really has."""
+"""Describe a device: its name, its caches and memory, and its measured read bandwidth."""
 
 from __future__ import annotations
 
@@ -17,62 +17,45 @@ from fpxbench.checking.device_names import cpu_model, cpu_name, slug
 from fpxbench.checking.energy import NoReader, nvml_handle
 from fpxbench.records.record import Machine
 
-# Where a CPU does not say how large its last-level cache is, assume one that most servers stay below.
+# Assumed if a CPU does not report its last-level cache; larger than most servers'.
 _ASSUMED_CACHE = 64 << 20
 
 
 class NoDevice(ValueError):
-    """PyTorch has no device of that name here."""
+    """PyTorch has no such device here."""
 
 
 def describe(device: str, name: str | None = None) -> Machine:
-    """Return the machine behind torch's `device` (``cpu`` or ``cuda``), bandwidth not yet measured.
+    """Return the machine of torch's `device` (``cpu`` or ``cuda``), without its bandwidth.
 
-    `name` is what its records are filed under; by default the device's own name, so that give machines with the same
-    device different names if they are to be told apart. Raises NoDevice where there is no such device.
+    `name` is the machine name of its records, by default the device's own name: give machines with the same device
+    different names to tell them apart. Raises NoDevice if there is no such device.
     """
     host = platform.node()
     if device == "cpu":
         model, arch = cpu_model(), f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
         return Machine(
-            name=name or cpu_name(),
-            device=model,
-            arch=arch,
-            host=host,
-            kind="cpu",
-            memory_bytes=psutil.virtual_memory().total,
-            cache_bytes=cpu_cache_bytes(),
-            facts={
-                "cores": len(os.sched_getaffinity(0)),
-                "threads": torch.get_num_threads(),
-                "os": platform.platform(),
-            },
-        )
+            name=name or cpu_name(), device=model, arch=arch, host=host, kind="cpu",
+            memory_bytes=psutil.virtual_memory().total, cache_bytes=cpu_cache_bytes(),
+            facts={"cores": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(),
+                   "os": platform.platform()})
     if device.partition(":")[0] != "cuda":
         raise NoDevice(f"no device {device!r}: cpu or cuda (ROCm too)")
     if not torch.cuda.is_available():
-        raise NoDevice(
-            f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why"
-        )
+        raise NoDevice(f"no device {device!r}: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says"
+                       " why")
     properties = torch.cuda.get_device_properties(0)
-    arch = (
-        getattr(properties, "gcnArchName", "").split(":")[0]
-        if torch.version.hip
-        else f"sm_{properties.major}{properties.minor}"
-    )
-    facts: dict[str, Any] = {
-        "multiprocessors": properties.multi_processor_count,
-        "os": platform.platform(),
-        **_driver_facts(),
-    }
+    arch = (getattr(properties, "gcnArchName", "").split(":")[0] if torch.version.hip
+            else f"sm_{properties.major}{properties.minor}")
+    facts: dict[str, Any] = {"multiprocessors": properties.multi_processor_count, "os": platform.platform(),
+                             **_driver_facts()}
     return Machine(
         name=name or slug(properties.name), device=properties.name, arch=arch, host=host, kind="cuda",
-        memory_bytes=properties.total_memory, cache_bytes=properties.L2_cache_size, facts=facts,
-    )
+        memory_bytes=properties.total_memory, cache_bytes=properties.L2_cache_size, facts=facts)
 
 
 def default_device() -> str:
-    """Return ``cuda`` where PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
+    """Return ``cuda`` if PyTorch sees a GPU (NVIDIA's or AMD's), else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -87,12 +70,12 @@ def cpu_cache_bytes() -> int:
 
 
 def described(device: str | None, name: str | None) -> Machine:
-    """Return the machine behind `device` (None: the default), its bandwidth not measured."""
+    """Return the machine of `device` (None: the default), without its bandwidth."""
     return describe(device or default_device(), name)
 
 
 def measured(device: str | None, name: str | None) -> Machine:
-    """Return the machine behind `device` (None: the default) with its measured read bandwidth."""
+    """Return the machine of `device` (None: the default), with its measured read bandwidth."""
     machine = described(device, name)
     with device_lock(machine.kind, "the read bandwidth"):
         bandwidth = measure_read_bandwidth(machine.kind, machine.cache_bytes)
@@ -100,10 +83,8 @@ def measured(device: str | None, name: str | None) -> Machine:
 
 
 def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
-    """Read bandwidth in 1e9 bytes per second: the best of several ways to read a buffer far larger than the cache.
-
-    The best, because this is the ceiling that other bandwidths are compared with.
-    """
+    """Measure the read bandwidth in 1e9 bytes per second: the best of several ways to read a buffer far larger than the
+    cache, since other bandwidths are compared with it as a ceiling."""
     if device == "cpu":
         buffer = torch.ones(max(4 * cache_bytes, 256 << 20) // 4)   # subnormals would be multiplied ten times slower
         integers, wide, vector = buffer.view(torch.int32), buffer.view(-1, 4096), torch.ones(4096)
@@ -135,7 +116,7 @@ def measure_read_bandwidth(device: str, cache_bytes: int) -> float:
 
 
 def _driver_facts() -> dict[str, Any]:
-    """Return what NVML reports and torch does not, where its bindings are installed."""
+    """Return facts from NVML that torch does not report; {} without NVML."""
     try:
         handle = nvml_handle(0)
     except NoReader:
@@ -143,15 +124,11 @@ def _driver_facts() -> dict[str, Any]:
     import pynvml
 
     try:
-        width, clock = (
-            pynvml.nvmlDeviceGetMemoryBusWidth(handle),
-            pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        )
         return {
             "driver": pynvml.nvmlSystemGetDriverVersion(),
             "power_limit_w": pynvml.nvmlDeviceGetPowerManagementLimit(handle) / 1000,
-            "memory_bus_bits": width,
-            "memory_clock_mhz": clock,
+            "memory_bus_bits": pynvml.nvmlDeviceGetMemoryBusWidth(handle),
+            "memory_clock_mhz": pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM),
         }
     except pynvml.NVMLError:
         return {}

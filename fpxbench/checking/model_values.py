@@ -1,4 +1,4 @@
-"""Weights and activations as models have them, and weights that meet every scale code: faults that N(0, 1) misses."""
+"""Make model-like weights and activations, and weights with every scale: for faults that N(0, 1) does not show."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ _OFFSET = 64.0
 
 def model_weight(case: Case, rng: torch.Generator, device: str) -> Tensor:
     """Return a weight, fp32 [N, K], whose rows r % 8 are: N(0, 1), zeros, constant, heavy-tailed, with zero blocks,
-    tiny, huge, half zeros of both signs; two columns are 50 times louder.
+    tiny, huge, half zeros of both signs; two columns are 50 times larger.
 
-    Tiny and huge rows differ by 2**120 where each row has scales of its own that hold such numbers, else by 2**12.
+    Tiny and huge rows differ by 2**120 if each row has its own scales of sufficient range, else by 2**12.
     """
     n, k = case.n, case.k
     weight = torch.randn(n, k, generator=rng, device=device)
@@ -38,7 +38,7 @@ def model_weight(case: Case, rng: torch.Generator, device: str) -> Tensor:
 
 
 def _span(case: Case) -> int:
-    """Return how far, in powers of two, rows may lie from 1."""
+    """Return the largest distance of rows from 1, as a power of two."""
     scaling = scheme_named(case.scheme).scaling
     own_scales = scaling is None or (scaling.block_rows == 1 and not scaling.has_tensor_scale)
     narrow = case.activation == "fp16" or (scaling is not None and scaling.scale_format.bits in (8, 16) and not
@@ -47,7 +47,7 @@ def _span(case: Case) -> int:
 
 
 def model_activation(x: Tensor) -> Tensor:
-    """Return activations [M, K] whose rows m % 6 are: as given, with two loud channels, zeros of both signs, with a
+    """Return activations [M, K] whose rows m % 6 are: as given, with two outlier channels, zeros of both signs, with a
     common offset, small, large."""
     m, k = x.shape
     kind = torch.arange(m, device=x.device)[:, None] % 6
@@ -61,45 +61,45 @@ def model_activation(x: Tensor) -> Tensor:
 
 
 def every_scale(case: Case, rng: torch.Generator, device: str) -> Tensor:
-    """Return a weight, fp32 [N, K], whose blocks meet every scale that finite weights have in the scheme's format.
+    """Return a weight, fp32 [N, K], whose blocks have every scale that finite weights can have in the scheme's format.
 
-    Left out are NaN, codes above what fp32 weights reach, and with fp16 what fp16 cannot show.
+    This excludes NaN, scales that no fp32 weight needs, and for fp16 activations those out of fp16's range.
     """
     scheme = scheme_named(case.scheme)
     shape = scheme.scaling.grid_shape(case.n, case.k)
     scales = scale_values(scheme, case.activation)
     order = torch.arange(shape[0] * shape[1]) % len(scales)
-    # Neighbours along K are far apart, so that a neighbour's scale shows.
+    # Scales of neighbours along K differ much, so that reading a neighbour's scale shows.
     shift = torch.arange(shape[1])[None, :] * (len(scales) // 2)
     grid = scales[(order.reshape(shape[1], shape[0]).T + shift) % len(scales)].to(device)
     table = decode_table(scheme.format, device)
     finite = (table.isfinite() & (table.abs() <= scheme.format.max)).nonzero().reshape(-1)
     codes = finite[torch.randint(len(finite), (case.n, case.k), generator=rng, device=device)]
     rows, columns = scheme.scaling.block_shape(case.n, case.k)
-    codes[::rows, ::columns] = scheme.format.max_code       # the largest once a block: the scale is the one wanted
+    codes[::rows, ::columns] = scheme.format.max_code       # once per block, to determine its scale
     factors = scheme.scaling.spread(grid, case.n, case.k)
     return (table[codes.int()] * factors).float().contiguous()
 
 
 def scale_values(scheme: Scheme, activation: str) -> Tensor:
-    """Return the scales to meet, fp32 [S], ascending: all of a coded format; powers of two and others in fp32."""
+    """Return the scales to use, fp32 [S], ascending: all of a coded format; powers of two and others in fp32."""
     fmt, stored = scheme.format, scheme.scaling.scale_format
     low, high = (2.0**-14, 2.0**15) if activation == "fp16" else (2.0**-126, 2.0**126)
     if stored.coded:
         values = decode_table(stored.format).double()
         values = values[values.isfinite() & (values > 0)].sort().values
-        if scheme.scaling.has_tensor_scale:     # under a tensor scale that brings them near 1
+        if scheme.scaling.has_tensor_scale:     # under a tensor scale that keeps them near 1
             values = values * 2.0**-8
     else:
         exponents = torch.arange(-126, 127, 2).double()
         values = torch.cat([torch.exp2(exponents), 1.37 * torch.exp2(exponents)]).sort().values
         low, high = max(low, 2.0**-100), min(high, 2.0**100)
         values = scheme.scaling.factors(Scales(stored.encode(values.float()))).double() if stored.bits == 16 else values
-    # The largest number of a block must be visible in 16 bits, and no weight past fp32.
+    # A block's largest number must be in the range of 16 bits, and no weight may exceed fp32.
     kept = values[(values * fmt.max >= low) & (values * fmt.max <= high)]
     return kept.float()
 
 
 def quiet(x: Tensor) -> Tensor:
-    """Return activations so small that sums of weights under the largest scales stay in range."""
+    """Return activations small enough for sums of weights under the largest scales to stay in range."""
     return x * 2.0**-8

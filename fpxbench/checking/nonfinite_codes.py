@@ -1,4 +1,4 @@
-"""Check that stored codes, and codes of scales, that are NaN or infinity are not read as numbers."""
+"""Check that NaN and infinity codes, of weights and of scales, are not read as numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fpxbench.records.verdict import Status, Verdict
 
 
 def can_be_stored(operands: Operands) -> str | None:
-    """Return why no such code can be put into the weight that the implementation stores; None if one can."""
+    """Return why a NaN or infinity code cannot be put into the stored weight; None if it can."""
     weight = operands.weight
     if not weight.scheme.quantized:
         return "the scheme has no codes"
@@ -25,9 +25,9 @@ def can_be_stored(operands: Operands) -> str | None:
 
 
 def check_nonfinite_codes(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Return the verdict if a code that is NaN or infinity, or a NaN scale, gives a number; None if none does.
+    """Return the verdict if a NaN or infinity code, or a NaN scale, is read as a number; else None.
 
-    No quantizer stores one. Rows of ones hold one such code each in the column that a one-hot activation reads.
+    Quantizers store no such codes. Here rows of ones hold one each, in the column that a one-hot activation reads.
     """
     stored = operands.weight
     of_codes, of_scales = _codes(stored), _scale_codes(stored)
@@ -50,13 +50,13 @@ def check_nonfinite_codes(implementation: Implementation, operands: Operands) ->
         x = inputs.one_hot([0], max(1, case.m), k, inputs.ACTIVATION_DTYPES[case.activation], operands.device)
         y = contract.checked_matmul(implementation, x, weight.to(operands.device), operands.device)[0].tolist()
         if any(not abs(value - 1) < 0.01 for value in y[len(part):]):
-            return None     # something else is wrong
+            return None     # another fault
         read += y[:len(part)]
     return _verdict(operands, of_codes, of_scales, read)
 
 
 def _verdict(operands: Operands, of_codes: list[int], of_scales: list[int], read: list[float]) -> Verdict | None:
-    """Return the verdict on what codes and then scale codes were read as."""
+    """Return the verdict on the numbers `read` for codes, then scale codes."""
     weight = operands.weight
     fmt = weight.scheme.format
     table = decode_table(fmt)
@@ -85,6 +85,6 @@ def _codes(weight: QuantizedWeight) -> list[int]:
 
 
 def _scale_codes(weight: QuantizedWeight) -> list[int]:
-    """Return the scale code that is NaN, if the scale format has one."""
+    """Return the scale format's NaN code, if it has one."""
     stored = weight.scheme.scaling.scale_format
     return [] if not stored.coded or stored.format.nan_code is None else [stored.format.nan_code]

@@ -19,9 +19,9 @@ _ROW = 1
 
 
 def check_nonfinite_rows(implementation: Implementation, operands: Operands) -> Verdict | None:
-    """Return the verdict if NaN or infinity of one token changes the output of another; None if it does not.
+    """Return the verdict if NaN or infinity in one token changes the output of another; else None.
 
-    Not asked where one scale for all tokens is taken from the activation, which then is NaN for all.
+    Not checked if the activation has one scale for all tokens, which is then NaN for all.
     """
     if not bool(operands.decoded.isfinite().all()):
         return None

@@ -1,4 +1,4 @@
-"""Hold what a case is checked on: its weight as given, as stored and as decoded, and fresh activations."""
+"""The operands of a case: its weight as given, as stored and as decoded, and fresh activations."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from fpxbench.records.case import Case
 class Operands:
     """The operands of one case, on its device.
 
-    original : the weight that was quantized, fp32 [N, K]
-    weight : what the implementation stores
-    decoded : what its codes and scales stand for, fp32 [N, K]
+    original : the weight before quantization, fp32 [N, K]
+    weight : the stored weight
+    decoded : the numbers of its codes and scales, fp32 [N, K]
     rule : how the implementation quantizes its activation, as declared or found; None if it does not
     """
 
@@ -34,12 +34,12 @@ class Operands:
     decoded: Tensor
     rule: ActivationRule | None = None
     rule_not_probed: str | None = None
-    """Why no probe showed that the implementation follows `rule`; its products alone are judged by it then."""
+    """Why `rule` could not be probed; only products are then judged by it."""
     activations: Tensor | None = None
-    """Rows fp32 [R, K] from which activations are drawn; None: they are N(0, 1)."""
+    """Rows fp32 [R, K] to draw activations from; None: N(0, 1)."""
 
     def activation(self, purpose: object, m: int | None = None) -> Tensor:
-        """Return the activation [M, K] of one purpose: the number of a checked call, or another use's name.
+        """Return the activation [M, K] for one purpose: the number of a checked call, or the name of another use.
 
         `m` replaces the case's own number of tokens.
         """
@@ -56,29 +56,29 @@ class Operands:
         )
 
     def dense(self) -> Tensor:
-        """Return the weight before it was quantized, [N, K] in the activation's dtype."""
+        """Return the original weight, [N, K] in the activation's dtype."""
         return self.original.to(inputs.ACTIVATION_DTYPES[self.case.activation])
 
     def dense_product(self, x: Tensor, dense: Tensor) -> Tensor:
-        """Return the 16-bit product that a time is compared with."""
+        """Return the 16-bit product, the baseline of timing."""
         return F.linear(x, dense)
 
     @property
     def weights_read(self) -> int:
-        """How many weights one call has to read."""
+        """Number of weights that one call has to read."""
         return self.case.n * self.case.k
 
     @property
     def bytes_read(self) -> int:
-        """How many stored bytes one call has to read."""
+        """Number of stored bytes that one call has to read."""
         return self.weight.nbytes
 
     @property
     def output_bytes(self) -> int:
-        """Bytes of the outputs that one call holds, that of a part included where it is made by parts."""
+        """Bytes of the outputs that one call holds, including a partial output if it is computed in parts."""
         return 2 * self.case.rows * self.case.n
 
     @property
     def products(self) -> int:
-        """How many products one call consists of, each a kernel if nothing goes to memory in between."""
+        """Number of products in one call, each a single kernel if fused."""
         return 1

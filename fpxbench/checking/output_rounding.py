@@ -1,8 +1,7 @@
-"""Tell how outputs are rounded: to nearest, or in one direction, as where a conversion to 16 bits cuts bits off.
+"""Determine how outputs are rounded: to nearest, or in one direction, as by a conversion to 16 bits that truncates.
 
-Where the weight and the sums are exact but for the last rounding, an output is one of the two neighbours of the exact
-product, and which of them tells the direction. Where more was rounded on the way, neighbours are met by chance and no
-direction is told.
+If only the last rounding is inexact, each output is one of the two neighbours of the exact product, which shows the
+direction. With earlier roundings, outputs match neighbours only by chance, and the direction is unknown.
 """
 
 from __future__ import annotations
@@ -15,29 +14,30 @@ from torch import Tensor
 DIRECTIONS = ("toward zero", "away from zero", "up", "down")
 NEAREST = "to nearest"
 MATCHING = 0.98
-"""Share of outputs, and of those whose two roundings differ, that a direction must give."""
+"""Share of outputs, and of those whose two roundings differ, that a direction must predict."""
 LEAST_OUTPUTS = 100
 MOST_OUTPUTS = 1 << 16
-"""Of each product: more tell nothing new, and cost as much as a pass over them each."""
+"""Outputs to use of each product; more would add cost, but no information."""
 
 
 BF16_BITS = 8
 _ENOUGH_OUTPUTS = 32
-"""One output in eight of fp16 has no more bits than bf16 holds by chance."""
+"""Fewest outputs: one fp16 output in eight fits in bf16's bits by chance."""
 
 
 @dataclass
 class OutputRounding:
-    """How many outputs each direction gives, of all and of those that rounding to nearest does not give."""
+    """Number of outputs that each direction predicts, of all and of those where it differs from rounding to nearest."""
 
     outputs: int = 0
     given: dict[str, int] = field(default_factory=lambda: dict.fromkeys((NEAREST, *DIRECTIONS), 0))
     apart: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DIRECTIONS, 0))
-    """Outputs of each direction's that lie apart from the nearest number."""
+    """Number of outputs for which each direction differs from rounding to nearest."""
     given_apart: dict[str, int] = field(default_factory=lambda: dict.fromkeys(DIRECTIONS, 0))
 
     def add(self, seen: Tensor, exact: Tensor, unit: Tensor) -> None:
-        """Count outputs `seen` beside the exact products; `unit`: one unit in the last place there. All float64 [T]."""
+        """Add outputs `seen` with their exact products and `unit`, one unit in the last place there. All float64
+        [T]."""
         every = slice(None, None, 1 + seen.numel() // MOST_OUTPUTS)
         seen, exact, unit = seen[every], exact[every], unit[every]
         in_units = exact / unit
@@ -54,7 +54,7 @@ class OutputRounding:
 
     @property
     def direction(self) -> str | None:
-        """The direction, or ``to nearest``; None where it cannot be told."""
+        """The direction, or ``to nearest``; None if unknown."""
         if self.outputs < LEAST_OUTPUTS:
             return None
         enough = MATCHING * self.outputs
@@ -65,7 +65,7 @@ class OutputRounding:
 
 
 def coarser_outputs(y: Tensor) -> str | None:
-    """Return a clause where no output of many has more significand bits than bf16 holds, and their dtype holds more."""
+    """Return a clause if all of many fp16 outputs fit in bf16's significand bits; else None."""
     if y.dtype != torch.float16:
         return None
     mantissa, _ = torch.frexp(y[y.isfinite() & (y != 0)].double())
@@ -78,5 +78,5 @@ def coarser_outputs(y: Tensor) -> str | None:
 
 
 def is_directed(direction: str | None) -> bool:
-    """Return whether outputs are known not to be rounded to nearest."""
+    """Return whether outputs are known to be rounded in one direction."""
     return direction in DIRECTIONS

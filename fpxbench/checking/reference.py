@@ -1,14 +1,14 @@
-"""Compute what a right answer is: the exact product and a tolerance that is derived, not picked.
+"""Compute the reference: the exact product, and a tolerance that is derived, not picked.
 
-The reference is the exact product with the weight *as decoded from the very codes and scales that the implementation
-stores*, in float64. What an implementation may add to it (docs/tolerance.md derives each term):
+The reference is the exact product with the weight *as decoded from the codes and scales that the implementation
+stores*, in float64. An implementation may make these errors (docs/tolerance.md derives each term):
 
-- it may round the output to its dtype twice (the product, and the product times a scale);
-- it may round each scaled weight to the activation's dtype once;
-- it may accumulate K products in fp32, or in the accumulator that it declares, in any order, on units that truncate;
-- where it declares that it quantizes the activation, codes within fp32's rounding of a boundary may go either way.
+- round the output to its dtype twice (the product, and the product times a scale);
+- round each scaled weight to the activation's dtype once;
+- accumulate K products in fp32, or in the accumulator that it declares, in any order, on units that truncate;
+- if it declares that it quantizes the activation, choose either code within fp32's rounding of a boundary.
 
-Anything beyond that is a mistake, or an inaccuracy worth a name.
+Larger errors are faults.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ from fpxbench.numbers.activation_rule import ActivationRule
 
 OUTPUT_ROUNDINGS = 2
 HOEFFDING = 8.0
-"""Rounding errors of weights meet activations of random sign, so their sum stays below 8·u·sqrt(Σ(a·w)²) but for one
-element in 2/exp(-8²/2) = 4e13 (Hoeffding's inequality); the worst case, u·Σ|a·w|, would be blind by a factor
-sqrt(K)."""
+"""Rounding errors of weights are multiplied by activations of random sign, so their sum exceeds 8·u·sqrt(Σ(a·w)²) in
+fewer than one element in 4e13 (Hoeffding's inequality); the worst case, u·Σ|a·w|, is larger by a factor of sqrt(K)."""
 
-# Rows of a float64 reference worked on at a time: bounds memory at about 64 MB an operand.
+# Weights of a float64 reference processed at a time: limits memory to about 64 MB per operand.
 _REFERENCE_ELEMENTS = 1 << 23
 
 
@@ -39,9 +38,9 @@ def unit_roundoff(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True)
 class Reference:
-    """The exact product, how far a right output may lie from it, and how far it lies on average; float64 [M, N] each.
+    """The exact product, and the largest and the mean square error of a right output; float64 [M, N] each.
 
-    variance : the largest mean square error of a right output; None where the activation's signs are not random
+    variance : the largest mean square error of a right output; None if the activation's signs are not random
     """
 
     product: Tensor
@@ -63,7 +62,8 @@ def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: Activ
                      accumulator: Accumulator = FP32, bias: Tensor | None = None) -> Reference:
     """Return the exact x @ decoded.T + bias for x [M, K] and fp32 decoded [N, K], with the tolerance in x's dtype.
 
-    `quantized`: the implementation may round the scaled weight to x's dtype. `rule`: it quantizes x by this rule first.
+    quantized : whether the implementation may round the scaled weight to x's dtype
+    rule : the rule by which it quantizes x first
     """
     values, slack = (x.double(), None) if rule is None else rule.quantized(x)
     if slack is not None and not bool(slack.any()):
@@ -93,9 +93,9 @@ def matmul_reference(x: Tensor, decoded: Tensor, *, quantized: bool, rule: Activ
 
 
 def _lost_of_a_subnormal(dtype: torch.dtype) -> float:
-    """Return what a weight below the smallest normal number may lose when it is rounded to `dtype`.
+    """Return the largest error of rounding a weight below the smallest normal number to `dtype`.
 
-    In bf16 all of it, since its subnormals are fp32's, which matrix units take for 0; in fp16 half a subnormal step.
+    In bf16 this is the whole number, since matrix units flush fp32's subnormals; in fp16 half a subnormal step.
     """
     info = torch.finfo(dtype)
     return info.smallest_normal if dtype == torch.bfloat16 else info.smallest_normal * info.eps / 2
@@ -109,17 +109,17 @@ def ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def one_hot_tolerance(product: Tensor, dtype: torch.dtype, activation_format: str | None = None) -> Tensor:
-    """Return how far the product [...] of a one-hot activation may lie from the float64 one.
+    """Return the tolerance of a one-hot activation's product [...], given the exact one.
 
-    Nothing accumulates: each output is one weight, rounded at most three times. A quantized activation keeps its 1.0 in
-    every rule whose scale is the largest magnitude's, but for the rounding of that scale.
+    Nothing is accumulated: each output is one weight, rounded at most three times. A quantized activation represents
+    1.0 exactly, except for the rounding of its scale.
     """
     roundings = OUTPUT_ROUNDINGS + 1 + (activation_format is not None)
     return ((1 + unit_roundoff(dtype)) ** roundings - 1) * product.abs() + torch.finfo(dtype).smallest_normal
 
 
 def summed_weight_slack(decoded: Tensor) -> Tensor:
-    """Return how far a weight that is a sum of K numbers of its row, in fp32, may lie from `decoded` [N, K]: [N, 1]."""
+    """Return the tolerance, [N, 1], of a weight that is an fp32 sum of K numbers of its row in `decoded` [N, K]."""
     k = decoded.shape[1]
     return k * torch.finfo(torch.float32).eps / 2 * decoded.double().abs().nan_to_num(0, 0, 0).amax(dim=1, keepdim=True)
 
@@ -140,18 +140,16 @@ class Comparison:
 
     def message(self) -> str:
         row, column = self.worst_at
-        return (
-            f"relative error {self.relative_error:.3g} where at most {self.bound:.3g} is right;"
-            f" {self.outside} elements outside, the worst at [{row}, {column}]:"
-            f" {self.worst_value:.6g} instead of {self.worst_expected:.6g}"
-        )
+        return (f"relative error {self.relative_error:.3g} where at most {self.bound:.3g} is right;"
+                f" {self.outside} elements outside, the worst at [{row}, {column}]:"
+                f" {self.worst_value:.6g} instead of {self.worst_expected:.6g}")
 
 
 def compare(y: Tensor, expected: Reference) -> Comparison:
     """Compare output y [M, N] with its reference.
 
-    An empty output is right, and so is infinity past the end of y's dtype, and what is not finite where the reference
-    is the same.
+    An empty output is right, and so are infinity past the range of y's dtype, and NaN and infinity that the reference
+    has too.
     """
     if y.numel() == 0:
         return Comparison(True, True, 0.0, 0.0, 0.0, 0, (0, 0), 0.0, 0.0)
@@ -172,7 +170,7 @@ def compare(y: Tensor, expected: Reference) -> Comparison:
 
 
 def sqnr_db(original: Tensor, decoded: Tensor) -> float | None:
-    """Return the signal to quantization noise ratio of a stored weight in dB; None where it is exact."""
+    """Return the signal-to-quantization-noise ratio of a stored weight in dB; None if it is exact."""
     original = original.double()
     noise = (original - decoded.double()).square().sum()
     if float(noise) == 0:

@@ -1,4 +1,4 @@
-"""Draw how many rows each expert gets, as a case's routing says."""
+"""Draw each expert's number of rows, according to a case's routing."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fpxbench.records.case import Case, Routing
 
 
 def rows_per_expert(case: Case, seed: int, purpose: object) -> Tensor:
-    """Return how many rows each expert of `case` has for one purpose, int64 [E]; they add up to ``case.rows``.
+    """Return each expert's number of rows for one purpose, int64 [E]; they add up to ``case.rows``.
 
-    A token goes to `experts_per_token` different experts, but under `Routing.ONE`, where one expert has every row.
-    Two purposes have routings of their own.
+    A token goes to `experts_per_token` different experts; under `Routing.ONE`, one expert has all rows. Each purpose
+    has its own routing.
     """
     rng = inputs.generator(seed, "routing", purpose, case.m, case.experts, case.routing)
     likelihood = torch.ones(case.experts)
@@ -31,7 +31,7 @@ def rows_per_expert(case: Case, seed: int, purpose: object) -> Tensor:
 
 
 def empty_experts(case: Case) -> list[int]:
-    """Return the experts that `Routing.EMPTY` leaves without a token: the first, the last and the middle one, as many
-    as leave enough for a token's experts."""
+    """Return the experts without tokens under `Routing.EMPTY`: the first, the last and the middle one, but only as many
+    as leave `experts_per_token` others."""
     candidates = dict.fromkeys((0, case.experts - 1, case.experts // 2))
     return list(candidates)[:case.experts - case.experts_per_token]

@@ -1,6 +1,6 @@
 """Check the calls that serving stacks make: other token counts, batched and strided activations, other shapes, a bias.
 
-Each check has a share of the examination's budget. What did not fit in, or was refused, is noted and not counted as
+Each check has a share of the examination's budget. What did not fit, or was refused, is noted, and does not count as
 right.
 """
 
@@ -30,27 +30,27 @@ from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Group, Kind
 from fpxbench.records.verdict import Status, Verdict
 
-# Every edge of the usual buckets, in an order that goes up and down and meets the commonest first.
+# All edges of the usual buckets, up and down, common ones first.
 TOKEN_COUNTS = (2, 33, 1, 17, 65, 8, 16, 3, 64, 5, 32, 4, 15, 6, 31, 7, 63, 9, 14, 10, 13, 11, 12)
 MANY_TOKENS = (129, 257, 128, 513, 127, 256, 512, 255, 511)
 _LARGEST_REFERENCE = 1 << 24
-"""Multiply-adds (M*N*K) that a reference on a CPU may take: some 50 ms."""
+"""Limit of multiply-adds (M*N*K) for a reference on a CPU: some 50 ms."""
 _LARGEST_REFERENCE_GPU = 1 << 34
 _LARGEST_WEIGHT_CPU, _LARGEST_WEIGHT_GPU = 1 << 17, 1 << 25
 _MORE_S = 2.0
-"""Once one token count is wrong, the others are asked for this long: where a mistake begins and ends is worth it."""
+"""Extra time once a token count is wrong, to find the range of wrong ones."""
 
 _QUEUEING_CYCLES, _CYCLES_PER_S = 4_000_000, 2e9
-"""Two milliseconds of a GPU's clock at the least, and as long as it takes to queue the calls."""
+"""A stream's initial wait in cycles, at least (2 ms), and per second of queueing the calls."""
 _LONGEST_QUEUEING_S = 0.1
 _LEAST_CALLS_ALONE = 100
 
-# N odd, K odd, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
+# Odd N, odd K, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
 OTHER_SHAPES = ((48, 288), (64, 64), (17, 33), (5, 7), (33, 96), (80, 160), (24, 544), (16, 100))
 
 
 def check_tokens(examination: Examination) -> Verdict | None:
-    """Check one weight with other token counts, M going up and down; measure whether row 0 is the same for each."""
+    """Check one weight with other token counts, M going up and down; record whether row 0 is the same for all."""
     if examination.new_shapes_cost_too_much("token counts") or _too_large(examination, "token counts"):
         return None
     sweep = _TokenSweep(examination)
@@ -75,7 +75,7 @@ class _TokenSweep:
         self.right: list[int] = []
         self.wrong: dict[int, Verdict] = {}
         self.errors: dict[int, float] = {}
-        """The relative error of each token count."""
+        """Token count -> relative error."""
         self.coarser: str | None = None
         self.first_rows: list[Tensor] = []
         self.all_tokens = self.operands.activation("token counts", max(MANY_TOKENS))
@@ -83,7 +83,8 @@ class _TokenSweep:
         self.expected: Reference | None = None
 
     def prepare(self, most: int) -> bool:
-        """Compute the reference of the first `most` tokens; return whether that costs little enough."""
+        """Compute the reference of the first `most` tokens; return False, without computing it, if it is too expensive.
+        """
         case = self.operands.case
         limit = _LARGEST_REFERENCE if self.operands.device == "cpu" else _LARGEST_REFERENCE_GPU
         if most * case.n * case.k > limit:
@@ -151,14 +152,14 @@ class _TokenSweep:
 
 
     def _errors_are_alike(self) -> bool:
-        """Return whether wrong token counts err no more than right ones: then chance decides which outputs are outside
-        their bounds."""
+        """Return whether wrong token counts have no larger errors than right ones: then outputs are outside their
+        bounds by chance."""
         wrong, right = ([self.errors[m] for m in counts if m in self.errors] for counts in (self.wrong, self.right))
         return bool(right) and max(wrong) <= CLEARLY * max(right)
 
 
 def _too_large(examination: Examination, name: str) -> bool:
-    """Return whether check `name` is left to smaller cases, and note it."""
+    """Return whether the case is too large for check `name`; if so, note it."""
     case = examination.operands.case
     if case.m == 0:
         examination.not_asked[name] = "no tokens"
@@ -193,18 +194,14 @@ def check_layouts(examination: Examination) -> Verdict | None:
         expected = operands.reference(flat, implementation)
         comparison = compare(output[0].seen, expected)
         if comparison.within or not _right_if_contiguous(examination, flat, expected):
-            continue    # if it is not the layout, it is the number of tokens, which is asked for next
+            continue    # not the layout: other checks find the cause
         verdict = judge(again, output[0], comparison, expected, pattern=poison.NAN)
         if verdict.kind is Kind.NOT_REPEATABLE:
             return verdict
         return Verdict(
-            status=verdict.status,
-            kind=Kind.ACTIVATION_LAYOUT,
-            evidence=verdict.evidence | {"activation": name},
-            summary=f"wrong for {name} (shape {list(x.shape)}, strides {list(x.stride())}), right for the same numbers "
-                    f"as a"
-            f" contiguous [{len(flat)}, {x.shape[-1]}]: {verdict.summary}",
-        )
+            status=verdict.status, kind=Kind.ACTIVATION_LAYOUT, evidence=verdict.evidence | {"activation": name},
+            summary=f"wrong for {name} (shape {list(x.shape)}, strides {list(x.stride())}), right for the same numbers"
+                    f" as a contiguous [{len(flat)}, {x.shape[-1]}]: {verdict.summary}")
     if covered:
         examination.covered["activation layouts"] = ", ".join(covered)
     return None
@@ -223,7 +220,7 @@ def _flat_output(implementation, x: Tensor, operands: Operands, pattern: int) ->
 
 
 def activation_layouts(operands: Operands):
-    """Yield activations by name. What lies between their elements in memory is NaN: none of it may be read."""
+    """Yield name and activation. Memory between their elements is NaN, since it must not be read."""
     case = operands.case
     m, k = max(2, min(case.m, 16)), case.k
 
@@ -250,21 +247,20 @@ def activation_layouts(operands: Operands):
 def check_shapes(examination: Examination, prepare: Callable[[int, int, object], Operands]) -> Verdict | None:
     """Check weights of other N and K in the same instance, then the case's own again.
 
-    `prepare` quantizes another weight [N, K] of a purpose and returns its operands.
+    prepare : (N, K, purpose) -> operands of another weight, quantized
     """
     own = examination.operands
     if examination.new_shapes_cost_too_much("other shapes") or _too_large(examination, "other shapes"):
         return None
     deadline = examination.deadline(0.3)
     covered: list[str] = []
-    kept: list[Operands] = []       # kept alive: an address is used again once it is free
+    kept: list[Operands] = []       # kept alive, so that addresses are not reused
     for number, (n, k) in enumerate(OTHER_SHAPES):
         if deadline.passed() and covered:
             examination.not_asked["other shapes"] = f"[{n}, {k}] and what follows: no time"
             break
-        took, verdict = examination.ask(
-            f"a weight [{n}, {k}]", partial(_check_shape, examination, prepare, n, k, number, kept)
-        )
+        took, verdict = examination.ask(f"a weight [{n}, {k}]",
+                                        partial(_check_shape, examination, prepare, n, k, number, kept))
         if verdict is not None:
             return verdict
         covered += [f"[{n}, {k}]"] * took
@@ -275,7 +271,7 @@ def check_shapes(examination: Examination, prepare: Callable[[int, int, object],
     for operands, purpose in ((another, "another weight"), (own, "back to this weight")):
         verdict = _checked_once(examination, operands, purpose)
         if verdict is not None and operands is another and verdict.kind is None:
-            named = examination.diagnose(verdict, operands)     # codes that the own weight lacks may be wrong
+            named = examination.diagnose(verdict, operands)     # codes that the case's weight lacks may be misread
             if named.kind is not None and named.kind.group not in (Group.RESULT, Group.CALL):
                 return named
         if verdict is not None:
@@ -290,9 +286,8 @@ def _check_shape(examination: Examination, prepare: Callable[[int, int, object],
                  kept: list[Operands]) -> Verdict | None:
     operands = prepare(n, k, ("other shapes", number))
     kept.append(operands)
-    verdict = _checked_once(examination, operands, "other shapes") or check_configs(
-        examination.implementation, operands
-    )
+    verdict = (_checked_once(examination, operands, "other shapes")
+               or check_configs(examination.implementation, operands))
     if verdict is None:
         return None
     if verdict.kind is None:
@@ -316,12 +311,12 @@ def _checked_once(examination: Examination, operands: Operands, purpose: str) ->
 
 
 def _with_bias(implementation: Any, bias: Tensor, x: Tensor, weight: QuantizedWeight) -> Tensor:
-    """Call a `matmul` that takes a bias, which the base class does not."""
+    """Call a `matmul` with a bias, which the base class does not declare."""
     return implementation.matmul(x, weight, bias)
 
 
 def check_bias(examination: Examination) -> Verdict | None:
-    """Check the product with a bias, where the implementation takes one."""
+    """Check the product with a bias, if the implementation supports one."""
     implementation, operands = examination.implementation, examination.operands
     if not implementation.supports_bias or operands.case.m == 0:
         examination.not_asked["bias"] = "takes none" if operands.case.m else "no tokens"
@@ -342,8 +337,8 @@ def check_bias(examination: Examination) -> Verdict | None:
 
 
 def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
-    """Repeat one call as often as the budget allows, on a GPU beside other work: bit for bit first, then by the
-    reference."""
+    """Repeat one call as often as the budget allows, on a GPU beside other work; outputs whose bits differ are compared
+    with the reference."""
     implementation, operands = examination.implementation, examination.operands
     if operands.case.m == 0 or implementation.slow(operands.device):
         examination.not_asked["repeats"] = "an interpreter takes too long" if operands.case.m else "no tokens"
@@ -374,7 +369,7 @@ def check_repeats(examination: Examination, most: int = 1000) -> Verdict | None:
 
 
 class _Busy:
-    """Keep a GPU busy on another stream while this is open; nothing on a CPU."""
+    """A context that keeps a GPU busy on another stream; does nothing on a CPU."""
 
     def __init__(self, device: str) -> None:
         self.stream = torch.cuda.Stream() if device != "cpu" else None
@@ -390,7 +385,7 @@ class _Busy:
 
 
 def check_streams(examination: Examination, prepare: Callable[[int, int, object], Operands]) -> Verdict | None:
-    """Check two calls at once on two CUDA streams, with a weight and an activation each."""
+    """Check concurrent calls on two CUDA streams, each with its own weight and activation."""
     implementation, own = examination.implementation, examination.operands
     if own.device == "cpu":
         examination.not_asked["streams"] = "a CPU has none"
@@ -408,7 +403,7 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
     deadline, rounds, queueing_s = examination.deadline(0.1), 0, 0.0
     while rounds < 3 or (not deadline.passed() and rounds < 100):
         outputs = []
-        for stream in streams:      # both wait until all calls are queued: short kernels would end one by one
+        for stream in streams:      # both wait until all calls are queued, since short kernels would not overlap
             with torch.cuda.stream(stream):
                 torch.cuda._sleep(max(_QUEUEING_CYCLES, int(2 * queueing_s * _CYCLES_PER_S)))
         began = perf_counter()
@@ -431,7 +426,7 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
 
 
 def _alone(implementation: Any, operands: Operands, x: Tensor, expected: Reference, calls: int) -> tuple[Kind, str]:
-    """Return the kind and a clause of a product that is wrong beside another stream's, by calls that are waited for."""
+    """Return the kind and a clause for a product that is wrong beside another stream, from synchronized calls."""
     calls, wrong, frozen = max(calls, _LEAST_CALLS_ALONE), 0, False
     for _ in range(calls):
         y = implementation.matmul(x, operands.weight)
@@ -449,7 +444,7 @@ def _alone(implementation: Any, operands: Operands, x: Tensor, expected: Referen
 
 
 def prepared_like(operands: Operands, n: int, k: int, purpose: object) -> tuple[Operands, Tensor]:
-    """Return operands of another weight [N, K], not quantized yet, and that weight."""
+    """Return the operands of another weight [N, K] before quantization, and that weight."""
     case = operands.case.model_copy(update={"n": n, "k": k, "workload": "other"})
     rng = inputs.generator(operands.seed, "weight", purpose, n, k, device=operands.device)
     original = torch.randn(n, k, generator=rng, device=operands.device)

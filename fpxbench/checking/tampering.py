@@ -1,4 +1,4 @@
-"""Notice that an implementation replaced functions of torch or the clocks, which all others are measured with."""
+"""Detect that an implementation replaced functions of torch or clocks, which other measurements depend on."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ def _callables() -> dict[tuple[int, str], Any]:
 
 
 _ORIGINAL = _callables()
-"""As they were when this module was imported, before any implementation was."""
+"""The functions when this module was imported, before any implementation."""
 
 
 _TORCH = Path(torch.__file__).parent
 
 
 def replaced_functions() -> list[str]:
-    """Return the names of watched functions that are not the original ones, nor torch's own replacements of them."""
+    """Return the names of watched functions that were replaced, except by torch itself."""
     return [f"{_WATCHED[number][0]}.{name}" for number, name in _replaced()]
 
 
 def restore() -> None:
-    """Put the original functions back."""
+    """Restore the original functions."""
     for number, name in _replaced():
         setattr(_WATCHED[number][1], name, _ORIGINAL[number, name])
 
@@ -50,7 +50,7 @@ def _replaced() -> list[tuple[int, str]]:
 
 
 def _is_torchs_own(function: Any) -> bool:
-    """Return whether a function's code lies in torch: its compiler wraps `torch.manual_seed` when it is first used."""
+    """Return whether a function's code is in torch, whose compiler wraps `torch.manual_seed` on first use."""
     code = getattr(function, "__code__", None)
     if code is not None:
         return Path(code.co_filename).is_relative_to(_TORCH)
@@ -60,7 +60,7 @@ def _is_torchs_own(function: Any) -> bool:
 
 
 def check_untampered() -> None:
-    """Raise ContractViolation if functions were replaced, after they are put back."""
+    """Raise ContractViolation if functions were replaced, after restoring them."""
     replaced = replaced_functions()
     if replaced:
         restore()
@@ -80,7 +80,7 @@ _SETTINGS: tuple[tuple[str, Any, Any], ...] = (
 
 @contextmanager
 def settings_kept() -> Iterator[list[str]]:
-    """Restore torch's global settings on exit; the list then holds the names of those that had been changed."""
+    """Restore torch's global settings on exit; the yielded list then holds the names of the changed ones."""
     changed: list[str] = []
     before = [get() for _, get, _ in _SETTINGS]
     try:

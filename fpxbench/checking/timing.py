@@ -1,7 +1,7 @@
-"""Time a case that is right, interleaved with the dense 16-bit product of the same shape.
+"""Time a right case, interleaved with the dense 16-bit product of the same shape.
 
-What is timed is what is checked: the very calls, or the very captured graph, are run again with another activation in
-the same buffer, and their outputs compared with its reference.
+The timed calls themselves are checked: the same calls, or the same captured graph, are run again with another
+activation in the same buffer, and their outputs are compared with its reference.
 """
 
 from __future__ import annotations
@@ -29,46 +29,45 @@ from fpxbench.stats import median_interval, median_ratio_interval
 Call = Callable[[], Tensor]
 
 MIN_SAMPLES, MAX_SAMPLES = 6, 60
-"""Six is the least from which order statistics give a 95% interval of the median (2 / 2**6 = 3% outside)."""
+"""Six is the least number of samples whose order statistics give a 95% interval of the median (2 / 2**6 = 3%)."""
 SAMPLE_SECONDS_CPU = 2e-3
-"""A CPU sample runs the call often enough to last this long, so that the clock's own cost stays below 0.1%."""
+"""Duration of a CPU sample, in as many calls as necessary, so that the clock's overhead stays below 0.1%."""
 
 MAX_COPIES, MAX_COPY_BYTES = 64, 1 << 30
 CACHE_MULTIPLE = 2
-"""Weight copies are rotated until they exceed this many times the last-level cache."""
+"""Size of all rotated weight copies, in multiples of the last-level cache."""
 
 CHECKED_OUTPUTS = 2
-"""Of the timed calls, so many are compared with the reference."""
+"""How many of the timed calls are compared with the reference."""
 UNSEEN_SHARE, UNSEEN_SECONDS = 0.25, 1e-4
-"""Work that ends this much later than the timed stream, by share of a sample and at least, was not timed."""
+"""Work that ends later than the timed stream by more than both, a share of a call and a time, was not timed."""
 REMEMBERED_FACTOR = 3.0
-"""A call on an activation already seen may not be so many times faster than on a new one."""
+"""Results are remembered if a repeated activation is this many times faster than a new one."""
 _REMEMBERED_CALLS = 5
 _REMEMBERED_SLOWEST_S = 0.5
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Seconds of one call, sample by sample, for the implementation and, interleaved with it, for the dense
-    baseline."""
+    """Seconds per call, sample by sample, of the implementation and of the interleaved dense baseline."""
 
     call: list[float]
     baseline: list[float]
     beyond_cache: bool
-    """The rotated copies exceed the cache, so memory was really read."""
+    """Whether the rotated copies exceed the cache, so that memory was really read."""
     unseen: list[float] = field(default_factory=list)
-    """Seconds that the device worked on after the timed stream had ended, sample by sample."""
+    """Seconds per call that the device worked after the timed stream had ended, sample by sample."""
     device_state: DeviceState | None = None
 
 
 def rotation(nbytes: int, cache_bytes: int) -> int:
-    """Return how many copies of a weight of `nbytes` to rotate, so that each call finds its own outside the cache."""
+    """Return how many copies of a weight of `nbytes` to rotate, so that each call's copy is not in the cache."""
     wanted = CACHE_MULTIPLE * cache_bytes // nbytes + 2
     return int(max(1, min(wanted, MAX_COPIES, MAX_COPY_BYTES // nbytes)))
 
 
 class TimedCase:
-    """The calls of one case that are timed: one activation, in one buffer, over rotating copies of the weight."""
+    """The timed calls of one case: one activation, in one buffer, with rotating copies of the weight."""
 
     def __init__(self, implementation: Implementation, operands: Operands, cache_bytes: int) -> None:
         self.implementation, self.operands = implementation, operands
@@ -83,7 +82,7 @@ class TimedCase:
         self._repeated: list[float] = []
 
     def prepare_baseline(self, cache_bytes: int) -> None:
-        """Make ready the calls that `samples` compares with."""
+        """Prepare the calls of the dense baseline."""
         operands = self.operands
         dense = operands.dense()
         dense_copies = [dense, *(dense.clone() for _ in range(rotation(dense.nbytes, cache_bytes) - 1))]
@@ -92,8 +91,8 @@ class TimedCase:
             self.launched_baseline = captured(self.baseline_calls) if operands.device != "cpu" else None
 
     def samples(self, budget_s: float) -> Samples:
-        """Time one call against the product with a 16-bit weight of the same shape, interleaved; then calls on
-        activations that were seen before against calls on new ones."""
+        """Time calls, interleaved with the product with a 16-bit weight of the same shape; then time calls on repeated
+        and on new activations."""
         times: list[float] = []
         baseline_times: list[float] = []
         unseen: list[float] = []
@@ -104,7 +103,7 @@ class TimedCase:
             else:
                 sample = _launch_sampler(self.launched, unseen)
                 sample_baseline = _launch_sampler(self.launched_baseline, [])
-                for launched in (self.launched, self.launched_baseline):    # clocks and caches are cold from waiting
+                for launched in (self.launched, self.launched_baseline):    # warms clocks and caches after waiting
                     launched.launch()
             deadline = perf_counter() + budget_s
             while len(times) < MIN_SAMPLES or (perf_counter() < deadline and len(times) < MAX_SAMPLES):
@@ -116,8 +115,8 @@ class TimedCase:
         return Samples(times, baseline_times, self.beyond_cache, unseen, monitor.state())
 
     def _batch(self, seconds: float) -> Callable[[], int]:
-        """Return a function that makes calls for `energy.BATCH_S`, waits for them and returns how many; `seconds` is
-        the time of one."""
+        """Return a function that makes calls for `energy.BATCH_S`, waits for them and returns their number; `seconds`
+        is the time of one."""
         launched = self.launched
         if launched is not None:
             repeats = max(1, round(BATCH_S / (seconds * launched.calls)))
@@ -139,19 +138,16 @@ class TimedCase:
         return call
 
     def check(self, samples: Samples) -> None:
-        """Check that what was timed is the product, and all of it. Raises ContractViolation.
+        """Check that the timed calls computed the whole product. Raises ContractViolation.
 
-        The timed calls are run again with another activation in the same buffer; a call on an activation that was seen
-        before may not have been much faster than on a new one; nothing may have gone on after the timed stream had
-        ended. Nothing is timed here, so that the device need not be idle.
+        The timed calls are run again with another activation in the same buffer; a repeated activation must not be much
+        faster than a new one; no work may continue after the timed stream has ended. Times nothing, so the device need
+        not be idle.
         """
         late = sorted(samples.unseen)[len(samples.unseen) // 2] if samples.unseen else 0.0
         if late > max(UNSEEN_SECONDS, UNSEEN_SHARE * median_interval(samples.call)[0]):
-            raise ContractViolation(
-                Kind.HIDDEN_WORK,
-                f"the device works on for {late * 1e6:.0f} us a call after the stream"
-                " that is timed has ended: on another stream",
-            )
+            raise ContractViolation(Kind.HIDDEN_WORK, f"the device works on for {late * 1e6:.0f} us a call after the"
+                                                      " stream that is timed has ended: on another stream")
         before = self.operands.reference(self.operands.activation("timing"), self.implementation)
         self.x.copy_(self.operands.activation("timing, again"))
         expected = self.operands.reference(self.x, self.implementation)
@@ -172,19 +168,16 @@ class TimedCase:
             return
         if compare(y, before).within:
             raise ContractViolation(
-                Kind.FROZEN_INPUT,
-                "what was timed gives the product of the activation that its buffer held"
-                " when it was captured or first called, not of the one that it holds now",
-            )
-        raise ContractViolation(
-            Kind.NOT_REPEATABLE, f"right when checked, wrong as it is timed: {comparison.message()}"
-        )
+                Kind.FROZEN_INPUT, "what was timed gives the product of the activation that its buffer held when it was"
+                                   " captured or first called, not of the one that it holds now")
+        raise ContractViolation(Kind.NOT_REPEATABLE,
+                                f"right when checked, wrong as it is timed: {comparison.message()}")
 
     def time_repeated_activation(self) -> None:
-        """Time calls on activations that were seen before against calls on new ones, for `check`."""
+        """Time calls on new activations and on the same ones again, for `check`."""
         for number in range(_REMEMBERED_CALLS):
             new = self.operands.activation(("remembered", number))
-            # Making it takes time, in which threads fall asleep and the weight leaves the cache: a call wakes them.
+            # While the activation is made, threads fall asleep and the weight leaves the cache: warm up with a call.
             self._seconds()
             self.x.copy_(new)
             self._fresh.append(self._seconds())
@@ -193,14 +186,13 @@ class TimedCase:
                 break
 
     def _check_repeated_activation(self) -> None:
-        """Raise ContractViolation if a second call on the same activation took far less time than the first."""
+        """Raise ContractViolation if repeated activations took far less time than new ones."""
         fresh, repeated = min(self._fresh), max(self._repeated)
         if fresh > REMEMBERED_FACTOR * repeated and fresh > UNSEEN_SECONDS:
             raise ContractViolation(
                 Kind.RESULT_REMEMBERED,
                 f"takes {fresh * 1e6:.0f} us for an activation that it has not seen and {repeated * 1e6:.0f} us for"
-                " one that it has: results are remembered, so a time would mean nothing",
-            )
+                " one that it has: results are remembered, so a time would mean nothing")
 
     def _seconds(self) -> float:
         with torch.no_grad():
@@ -216,7 +208,7 @@ class TimedCase:
 
 
 def time_case(implementation: Implementation, operands: Operands, *, cache_bytes: int, budget_s: float) -> Samples:
-    """Time a case, and check that what was timed is its product. Raises ContractViolation."""
+    """Time a case, and check the timed calls. Raises ContractViolation."""
     timed = TimedCase(implementation, operands, cache_bytes)
     timed.prepare_baseline(cache_bytes)
     with device_lock(operands.device, operands.case.id):
@@ -226,20 +218,20 @@ def time_case(implementation: Implementation, operands: Operands, *, cache_bytes
 
 
 def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
-    """Return a sampler: the mean of enough calls to last `SAMPLE_SECONDS_CPU`; threads as the process has them."""
-    # Not at the top: its import asks CUDA for devices, after which no child forked from that process can use them.
+    """Return a sampler: the mean of enough calls to last `SAMPLE_SECONDS_CPU`, with the process's number of threads."""
+    # Imported here because it initializes CUDA, which children forked from that process could not use afterwards.
     from torch.utils.benchmark import Timer
 
     turn = itertools.cycle(calls)
     timer = Timer("next(turn)()", globals={"turn": turn}, num_threads=torch.get_num_threads())
-    # Timer runs the statement once before it times it, so this is warm.
+    # Timer runs the statement once before timing it, so this is warm.
     once = timer.timeit(1).median
     number = max(1, round(SAMPLE_SECONDS_CPU / max(once, 1e-7)))
     if number > 1:
         return lambda: timer.timeit(number).median
 
     def single() -> float:
-        # Timer.timeit would run the statement twice more to warm up; a call this long is warm from the one before.
+        # Timer.timeit would run the statement twice more; a call this long is still warm from the previous one.
         start = perf_counter()
         next(turn)()
         return perf_counter() - start
@@ -248,9 +240,11 @@ def _cpu_sampler(calls: list[Call]) -> Callable[[], float]:
 
 
 class Launched(NamedTuple):
-    """Calls that are launched at once.
+    """Calls that are launched together.
 
-    launch : run all of them; calls : how many they are; outputs : what the first ones return, refilled by each launch
+    launch : runs all of them
+    calls : their number
+    outputs : the first ones' outputs, refilled by each launch
     """
 
     launch: Callable[[], None]
@@ -259,9 +253,9 @@ class Launched(NamedTuple):
 
 
 def captured(calls: list[Call]) -> Launched:
-    """Capture a graph that runs every call once, and again until it lasts.
+    """Capture a CUDA graph of all calls, repeated to at least about 16.
 
-    What cannot be captured (it synchronizes, or allocates outside the pool) is launched call by call.
+    Calls that cannot be captured (they synchronize, or allocate outside the pool) are launched one by one.
     """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -270,8 +264,8 @@ def captured(calls: list[Call]) -> Launched:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     device_wait.synchronize()
-    # Always so many: how long a call takes cannot be measured here, beside other cases, and in fewer calls the launch
-    # of the graph shows (dense took 17 us for 13).
+    # A fixed number, since a call cannot be timed here, beside other cases; with fewer calls, the launch overhead of
+    # the graph shows (dense took 17 us for 13).
     sequence = calls * max(1, 16 // len(calls))
     outputs: list[Tensor] = []
     try:
@@ -281,7 +275,7 @@ def captured(calls: list[Call]) -> Launched:
                 y = call()
                 if number < CHECKED_OUTPUTS:
                     outputs.append(y)
-                del y       # the others share memory, as they would in a model
+                del y       # other outputs share memory, as in a model
         launch = graph.replay
     except RuntimeError:
         device_wait.synchronize()
@@ -294,7 +288,7 @@ def captured(calls: list[Call]) -> Launched:
 
 
 def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], float]:
-    """Return a sampler: the mean of launched calls, by events. What goes on after the last event is added to
+    """Return a sampler: the mean time of launched calls, by events. Time of work after the last event is appended to
     `unseen`."""
 
     def sample() -> float:
@@ -312,7 +306,7 @@ def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], flo
 
 
 def summarized(samples: Samples, seed: int) -> Timing:
-    """Return the record's times: median, intervals, and the speedup over the baseline."""
+    """Return the times for the record: median, intervals, and the speedup over the baseline."""
     median, low, high = median_interval(samples.call)
     baseline, _, _ = median_interval(samples.baseline)
     return Timing(

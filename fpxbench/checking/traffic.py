@@ -1,4 +1,4 @@
-"""Judge a timed case by its bytes: useful bandwidth, flags, and what limits it."""
+"""Analyze a timed case's memory traffic: useful bandwidth, flags, and its bottleneck."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ NOISY_HALF_WIDTH = 0.05
 UNFUSED_BYTES = 0.25
 """Scratch memory above this share of the 16-bit weight means that decoded weights were written out."""
 _WRITES_FASTER = 2.0
-"""How much faster than the measured read bandwidth a kernel may write: into a cache, for instance."""
+"""How much faster than the measured read bandwidth a kernel may write, for example into a cache."""
 _SLOW_BASELINE = 1.25
-"""A speedup over dense above this needs fewer bytes or fewer instructions, where arithmetic limits both."""
+"""Largest plausible speedup over dense if arithmetic limits both."""
 _MEMORY_SHARE = 0.7
-"""A call whose bytes take more than this share of its time is bound by memory."""
+"""A call is memory-bound if its bytes take more than this share of its time."""
 _OF_DENSE_RATE = 0.5
-"""Below this share of the dense product's rate, arithmetic does not limit a call."""
+"""A call is not compute-bound below this share of the dense product's rate."""
 _PASSES_OF_X = 4
-"""A kernel that copies, orders or quantizes the activation may move as many times its bytes."""
+"""How many times its bytes a kernel may move to copy, reorder or quantize the activation."""
 
 
 def traffic_of(operands: Operands, effects: Effects, median_s: float | None, read_gb_per_s: float | None,
@@ -38,18 +38,18 @@ def traffic_of(operands: Operands, effects: Effects, median_s: float | None, rea
 
 
 def wrote_decoded_weight(operands: Operands, peak_bytes: int) -> bool:
-    """Return whether one call held a good part of the weight in decoded form, beyond its output and a copy of the
-    activation."""
+    """Return whether one call held much of the weight in decoded form, beyond its output and a copy of the activation.
+    """
     case = operands.case
     return peak_bytes - operands.output_bytes - 2 * case.rows * case.k > UNFUSED_BYTES * 2 * case.n * case.k
 
 
 def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None) -> bool | None:
-    """Return whether a kernel beside the products takes as long as writing the decoded weight to memory would; None
-    where as many tokens' activations may take as long, so that the time does not tell.
+    """Return whether kernels other than the products take as long as writing the decoded weight to memory; None if
+    preparing the activation may take as long too.
 
-    Kernels that order the activation or add partial sums are part of a fused product, and take less. Without a
-    measured bandwidth each kernel that takes 5% of the call counts.
+    Kernels that reorder the activation or add partial sums are part of a fused product, and take less. Without a
+    measured bandwidth, every kernel that takes 5% of the call counts.
     """
     case = operands.case
     if not read_gb_per_s:
@@ -64,7 +64,7 @@ def decoded_apart(operands: Operands, seen: Effects, read_gb_per_s: float | None
 
 
 def not_asked(operands: Operands, moved: Traffic, seen: Effects, read_gb_per_s: float | None) -> dict[str, str]:
-    """Return what a timed case could not be asked, with the reason."""
+    """Return flag -> why it could not be determined, for a timed case."""
     if not operands.weight.scheme.quantized or wrote_decoded_weight(operands, moved.peak_bytes) \
             or decoded_apart(operands, seen, read_gb_per_s) is not None:
         return {}
@@ -74,7 +74,7 @@ def not_asked(operands: Operands, moved: Traffic, seen: Effects, read_gb_per_s: 
 
 def flags(operands: Operands, times: Timing, moved: Traffic, beyond_cache: bool, seen: Effects,
           read_gb_per_s: float | None) -> list[Flag]:
-    """Return what is notable about a right and timed case."""
+    """Return the flags of a right, timed case."""
     found = []
     quantized = operands.weight.scheme.quantized
     if quantized and (decoded_apart(operands, seen, read_gb_per_s)
@@ -97,10 +97,10 @@ def _over_roofline(moved: Traffic) -> bool:
 
 
 def _slow_baseline(operands: Operands, times: Timing, read_gb_per_s: float | None) -> bool:
-    """Return whether the dense product was slower than the arithmetic that both have to do explains.
+    """Return whether the dense product was slower than its arithmetic explains.
 
-    CPUs are left out, whose dense product may lack the instructions that a kernel uses, and so are experts and
-    activations that are quantized.
+    False for CPUs, whose dense product may lack instructions that a kernel uses, for experts, and for quantized
+    activations.
     """
     case = operands.case
     if operands.device == "cpu" or operands.rule is not None or case.experts or not read_gb_per_s:
@@ -110,7 +110,7 @@ def _slow_baseline(operands: Operands, times: Timing, read_gb_per_s: float | Non
 
 
 def _dense_us(operands: Operands, read_gb_per_s: float) -> float:
-    """Return the time of moving the bytes of the dense product once."""
+    """Return the time of moving the dense product's bytes once, in µs."""
     case = operands.case
     return 2 * (operands.weights_read + case.rows * (case.k + case.n)) / (read_gb_per_s * 1e3)
 
@@ -120,7 +120,7 @@ def _percent(share: float) -> str:
 
 
 def bottleneck(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: float | None) -> str:
-    """Return what limits a case, in one sentence, from what was measured of it."""
+    """Describe a case's bottleneck in one sentence."""
     parts = []
     if operands.weight.scheme.quantized and moved.kept_bytes:
         parts.append(f"keeps a decoded copy of the weight: {moved.kept_bytes / 1e6:.1f} MB held between calls, beside"
@@ -158,7 +158,6 @@ def _limit(operands: Operands, times: Timing, moved: Traffic, read_gb_per_s: flo
             return (f"neither memory nor arithmetic: {launched}{reached:.3g} TFLOP/s where dense reaches {dense:.3g};"
                     f" {reading}")
         if _dense_us(operands, read_gb_per_s) <= _MEMORY_SHARE * times.baseline_us:
-            return (f"arithmetic: {reached:.3g} TFLOP/s at M = {case.m}, where memory would take "
-                    f"{_percent(share)} of the"
-                    " time")
+            return (f"arithmetic: {reached:.3g} TFLOP/s at M = {case.m}, where memory would take {_percent(share)} of"
+                    " the time")
     return f"{'decoding and launches' if operands.weight.scheme.quantized else 'launches'}, not memory: {reading}"

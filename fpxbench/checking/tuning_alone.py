@@ -1,8 +1,8 @@
-"""Autotuners time on a device that nothing else uses.
+"""Make autotuners time on an otherwise idle device.
 
-Cases are compiled side by side, and autotuners time kernels while they compile: beside other cases they would choose by
-chance. So their benchmarking functions take the device's lock, as the timing of a case does; but not in a case that is
-not timed, whose choice is nobody's speed, while each of its candidates would make all other cases stand still.
+Cases are compiled in parallel, and autotuners time kernels while compiling; beside other cases, their choice would be
+random. So their benchmarking functions take the device lock, like the timing of a case. In a case that is not timed
+they do not, since the choice does not matter, and each candidate would stop all other cases.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ _timed = True
 
 
 def tune_alone(device: str, timed: bool = True) -> None:
-    """Have the autotuners of Triton and of PyTorch's compiler, where they are installed, time alone on `device` if the
-    case of this process is `timed`, and beside others if not."""
+    """Make the autotuners of Triton and of PyTorch's compiler, if installed, take the lock of `device` if this
+    process's case is `timed`."""
     global _timed
     _timed = timed
     with contextlib.suppress(ImportError):
         triton = importlib.import_module("triton.testing")
         for name in ("do_bench", "do_bench_cudagraph"):
             _wrap(triton, name, device)
-    with contextlib.suppress(ImportError):      # of a PyTorch older than 2.9, or newer than this was written for
+    with contextlib.suppress(ImportError):      # not in PyTorch before 2.9, and perhaps not in future versions
         for cls in list(vars(importlib.import_module("torch._inductor.runtime.benchmarking")).values()):
             if isinstance(cls, type) and "benchmark_gpu" in vars(cls):
                 _wrap(cls, "benchmark_gpu", device)
@@ -42,8 +42,8 @@ def tune_alone(device: str, timed: bool = True) -> None:
 
 
 def _wrap_all_choices(device: str) -> None:
-    """Have all candidates of a product timed at once, so that others stand still once, and not for each. The module is
-    loaded by the first product that is compiled."""
+    """Make all candidates of a product be timed under one lock, so that other cases are stopped only once. The module
+    is loaded when the first product is compiled."""
     with contextlib.suppress(KeyError, AttributeError):
         _wrap(sys.modules["torch._inductor.select_algorithm"].AlgorithmSelectorCache, "benchmark_choices", device)
 

@@ -1,4 +1,4 @@
-"""Find out, by further calls on the same operands, why an output is outside its tolerance."""
+"""Find out why an output is outside its tolerance, with further calls on the same operands."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 _LATE_S = 0.02
-"""An output that is computed on another thread or stream is waited for this long before it is called wrong,"""
+"""How long to wait for an output from another thread or stream before calling it wrong."""
 _THREADS_S = 1.0
-"""and Python threads that are still running this long, since on a busy machine they may not have begun."""
+"""How long to wait for running Python threads, which may not have begun on a busy machine."""
 
 Again = Callable[[int], Output]
-"""Repeat the call in memory that holds the given pattern."""
+"""Repeats the call in memory filled with the given pattern."""
 
 
 def judge(again: Again, output: Output, comparison: Comparison, expected: Reference, *, pattern: int,
           previous: Reference | None = None) -> Verdict:
-    """Return the verdict on a wrong `output` [M, N]; its kind is None where the output alone does not tell it.
+    """Return the verdict on a wrong `output` [M, N]; its kind is None if the output alone does not show it.
 
-    `previous` is the reference of the call before. Raises ContractViolation if the output changes after its return.
+    `previous` is the previous call's reference. Raises ContractViolation if the output changes after its return.
     """
     y = output.seen
     evidence = comparison_evidence(comparison)
@@ -62,7 +62,8 @@ def _wait_for_late_writes() -> None:
 def _depends_on_memory(
     again: Again, output: Output, expected: Reference, pattern: int, evidence: dict[str, Any]
 ) -> Verdict | None:
-    """Tell outputs that were never written, and results that depend on what fresh memory held, by other patterns."""
+    """Return the verdict on unwritten outputs, and on outputs that depend on the contents of fresh memory; else
+    None."""
     y = output.seen
     other = next(each for each in poison.PATTERNS if each != pattern)
     held = poison.holds_pattern(y, pattern)
@@ -74,19 +75,16 @@ def _depends_on_memory(
         return _depends_on_its_own_memory(again, output, expected, evidence)
     if compare(again(pattern).seen, expected).within:
         return Verdict(
-            status=Status.WRONG,
-            kind=Kind.NOT_REPEATABLE,
-            evidence=evidence,
-            summary=f"wrong once, and right when asked again with the same operands: {_extent(output, expected)}",
-        )
+            status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence=evidence,
+            summary=f"wrong once, and right when asked again with the same operands: {_extent(output, expected)}")
     return _reads_unwritten(pattern, output, expected, evidence)
 
 
 def _depends_on_its_own_memory(
     again: Again, output: Output, expected: Reference, evidence: dict[str, Any]
 ) -> Verdict | None:
-    """Return the verdict on an output that depends on memory which the call itself freed and allocated again, as a
-    GPU's caching allocator reuses it; None if it does not."""
+    """Return the verdict on an output that depends on memory that the call itself freed and allocated again, as from a
+    GPU's caching allocator; else None."""
     def filled(pattern: int) -> Tensor:
         with poison.filled_allocations(pattern):
             return again(pattern).seen
@@ -108,12 +106,9 @@ def _unwritten(count: int, output: Output, evidence: dict[str, Any]) -> Verdict:
 
 def _reads_unwritten(pattern: int, output: Output, expected: Reference, evidence: dict[str, Any]) -> Verdict:
     return Verdict(
-        status=Status.WRONG,
-        kind=Kind.READS_UNWRITTEN,
-        evidence=evidence | {"pattern": poison.pattern_name(pattern)},
+        status=Status.WRONG, kind=Kind.READS_UNWRITTEN, evidence=evidence | {"pattern": poison.pattern_name(pattern)},
         summary="reads memory that was never written (padding, say): right where new memory holds zeros, wrong where it"
-        f" holds {poison.pattern_name(pattern)}: {_extent(output, expected)}",
-    )
+                f" holds {poison.pattern_name(pattern)}: {_extent(output, expected)}")
 
 
 def _extent(output: Output, expected: Reference) -> str:
@@ -124,12 +119,7 @@ def _extent(output: Output, expected: Reference) -> str:
 
 
 def comparison_evidence(comparison: Comparison) -> dict[str, Any]:
-    """Return what a verdict keeps of a comparison."""
-    return {
-        "relative_error": repr(comparison.relative_error),
-        "bound": repr(comparison.bound),
-        "outside": comparison.outside,
-        "worst_at": list(comparison.worst_at),
-        "worst_value": repr(comparison.worst_value),
-        "worst_expected": repr(comparison.worst_expected),
-    }
+    """Return a comparison as evidence of a verdict."""
+    return {"relative_error": repr(comparison.relative_error), "bound": repr(comparison.bound),
+            "outside": comparison.outside, "worst_at": list(comparison.worst_at),
+            "worst_value": repr(comparison.worst_value), "worst_expected": repr(comparison.worst_expected)}
