@@ -94,7 +94,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:
         tampering.restore()
-        _forget()
+        forget()
     if result.verdict.status is not Status.OK:
         result.timing, result.device_state, result.flags, result.no_timing = None, None, [], None
     result.work_s = time.perf_counter() - started
@@ -482,7 +482,7 @@ def _sqnr_db(operands: Operands) -> float | None:
     return sqnr_db(operands.original, operands.decoded) if bool(operands.decoded.isfinite().all()) else None
 
 
-def _forget() -> None:
+def forget() -> None:
     """Free what this case left in the process."""
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.stats import median_interval
 from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.preload import preload
-from fpxbench.sweep.trial import prepare
+from fpxbench.sweep.trial import forget, prepare
 
 ROUND_SECONDS = 2e-3
 """A round calls often enough to last this long, so that reading the clock is below 1% of it, a GPU's too."""
@@ -44,10 +43,7 @@ def time_case(benchmark, request: TrialRequest, baseline_samples: list[float]) -
     except Exception as error:  # whatever an implementation raises is a finding about it
         result.verdict = classify_exception(type(error).__name__, str(error), "")
     finally:
-        torch.compiler.reset()
-        gc.collect()
-        if request.device != "cpu":
-            torch.cuda.empty_cache()
+        forget()
     if result.verdict.status is not Status.OK:
         _withdraw(benchmark)
     return result
