@@ -1,7 +1,7 @@
 // Decode, product and scale of planar rows in one pass over the packed weight, for one format and one kind of scales.
 //
 // Memory traffic: each packed byte once, each scale once. Cost, for a vector of 16 numbers (8 with AVX2), decode and
-// one token: FP8 9 instructions, FP6 10, FP4 5. _cpu_build.py compiles this file with the constants of a scheme:
+// one token: FP8 5 instructions, FP6 6, FP4 5 to 8. _cpu_build.py compiles this file with the constants of a scheme:
 //
 //   BITS, EXPONENT, MANTISSA, BIAS   of a code; EXPONENT 0 and not INTEGER: decoded by the table alone
 //   SPECIALS                   0 none, 1 ieee, 2 fn, 3 fnuz: what the top codes mean
@@ -145,8 +145,13 @@ inline Words no_words() { return _mm512_setzero_si512(); }
 inline bool any_byte_from(Words w, int n) { return _mm512_cmpge_epu8_mask(w, _mm512_set1_epi8((char)n)) != 0; }
 inline Words where_byte(Words w, int n) { return _mm512_movm_epi8(_mm512_cmpeq_epi8_mask(w, _mm512_set1_epi8((char)n))); }
 inline Floats as_floats(Words w) { return _mm512_castsi512_ps(w); }
-inline Floats halves(float first, float second) {
-    return _mm512_mask_mov_ps(_mm512_set1_ps(first), 0xFF00, _mm512_set1_ps(second));
+inline Words sixteen_bytes(const uint8_t *p) { return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p)); }
+inline Words bytes_at(Words sixteen, Words index) { return _mm512_shuffle_epi8(sixteen, index); }
+inline Words added_bytes(Words a, Words b) { return _mm512_add_epi8(a, b); }
+inline Words paired_low(Words a, Words b) { return _mm512_unpacklo_epi8(a, b); }
+inline Words paired_high(Words a, Words b) { return _mm512_unpackhi_epi8(a, b); }
+template <int FIRST> inline Floats from_lane(Floats v, float f) {
+    return _mm512_mask_mov_ps(v, (__mmask16)(0xFFFF << FIRST), _mm512_set1_ps(f));
 }
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
@@ -217,8 +222,13 @@ inline bool any_byte_from(Words w, int n) {
 }
 inline Words where_byte(Words w, int n) { return _mm256_cmpeq_epi8(w, _mm256_set1_epi8((char)n)); }
 inline Floats as_floats(Words w) { return _mm256_castsi256_ps(w); }
-inline Floats halves(float first, float second) {
-    return _mm256_blend_ps(_mm256_set1_ps(first), _mm256_set1_ps(second), 0b11110000);
+inline Words sixteen_bytes(const uint8_t *p) { return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)p)); }
+inline Words bytes_at(Words sixteen, Words index) { return _mm256_shuffle_epi8(sixteen, index); }
+inline Words added_bytes(Words a, Words b) { return _mm256_add_epi8(a, b); }
+inline Words paired_low(Words a, Words b) { return _mm256_unpacklo_epi8(a, b); }
+inline Words paired_high(Words a, Words b) { return _mm256_unpackhi_epi8(a, b); }
+template <int FIRST> inline Floats from_lane(Floats v, float f) {
+    return _mm256_blend_ps(v, _mm256_set1_ps(f), 0xFF << FIRST & 0xFF);
 }
 #endif
 
@@ -370,7 +380,7 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
     if (m - t == 1) multiply<ROWS, 1, EACH>(w, x + t * w.k, row, out + t * n, n, scales);
 }
 
-// One token, by words: for E4M3 and E5M2 of any convention, and with AVX2 for 4 bits, E3M2 and E2M3.
+// One token, by words: for E4M3 and E5M2 of any convention, E3M2, E2M3 and 4 bits.
 //
 // A chunk is a vector of words: four vectors of numbers for each plane, in an order in which x is stored once. FP8
 // bytes become fp32 by nine instructions for four vectors, FACTOR_OF_BYTES times too small: x is scaled up to
@@ -380,9 +390,9 @@ void multiply_tokens(const Weight &w, const float *x, int64_t m, int64_t row, fl
 #if defined(__AVX2__)
 constexpr int CHUNK = 4 * LANES;
 constexpr bool FP8_WORDS = BITS == 8 && !INTEGER && (EXPONENT == 4 || EXPONENT == 5);
-constexpr bool FP6_WORDS = LANES == 8 && BITS == 6 && !INTEGER && (EXPONENT == 2 || EXPONENT == 3) && SPECIALS == 0;
-constexpr bool FP4_WORDS = LANES == 8 && BITS == 4 && BF16_EXACT;
-constexpr bool BY_WORDS = (FP8_WORDS || FP6_WORDS || FP4_WORDS) && (BLOCK % CHUNK == 0 || BLOCK == CHUNK / 2);
+constexpr bool FP6_WORDS = BITS == 6 && !INTEGER && (EXPONENT == 2 || EXPONENT == 3) && SPECIALS == 0;
+constexpr bool FP4_WORDS = BITS == 4 && BF16_EXACT;
+constexpr bool BY_WORDS = (FP8_WORDS || FP6_WORDS || FP4_WORDS) && (BLOCK % CHUNK == 0 || BLOCK == 16 || BLOCK == 32);
 constexpr int LARGEST_X = 100;      // the exponent of x's largest number, scaled
 // By how much an FP6 code of a normal number grows as it becomes a byte: subnormal numbers, too, are then normal.
 constexpr int RAISED = FP6_WORDS ? 48 : 0;
@@ -404,53 +414,56 @@ inline Four from_bytes(Words w) {
              as_floats(both_words(even, mask)), as_floats(both_words(odd, mask))}};
 }
 
-#if defined(__AVX512F__)
-struct Lookup {};
-inline Lookup lookup_of(const float *) { return {}; }
-template <int PLANE> inline Four numbers_of(const uint8_t *at, int64_t, const Lookup &) { return from_bytes(load_words(at)); }
-#else
 // The two bytes of the bf16 of each 4-bit code; for FP6, what is added to the code's lower four bits.
 struct Lookup { Words low, high; };
 
 inline Lookup lookup_of(const float *table) {
-    alignas(16) uint8_t low[16], high[16];
+    uint8_t low[16], high[16];
     for (int code = 0; code < 16; ++code) {
         const float number = FP6_WORDS ? table[code] / FACTOR_OF_BYTES : table[code];
         uint32_t bits;
         std::memcpy(&bits, &number, 4);
         low[code] = FP6_WORDS ? (bits >> (23 - MANTISSA)) - code : bits >> 16, high[code] = bits >> 24;
     }
-    return {_mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)low)),
-            _mm256_broadcastsi128_si256(_mm_load_si128((const __m128i *)high))};
+    return {sixteen_bytes(low), sixteen_bytes(high)};
 }
 
 // The lower four bits of codes of 4 or 6 bits.
 template <int PLANE> inline Words four_bits(const uint8_t *at, int64_t size) {
-    const Words w = load_words(at + PLANE % slices(0) * size);
-    return _mm256_and_si256(_mm256_srli_epi16(w, PLANE / slices(0) * 4), _mm256_set1_epi8(15));
+    const Words two = load_words(at + PLANE % slices(0) * size);
+    return both(PLANE < slices(0) ? two : right(two, 4), all(0x0F0F));
 }
 
 // Bytes of FP6. The upper half of magnitudes, exponent's top bit 1, is RAISED by that bit's place in the byte, 64
 // instead of 16, and is not looked up: its index has bit 7.
 template <int PLANE> inline Words bytes_of_fp6(const uint8_t *at, int64_t size, const Lookup &lookup) {
-    const Words two = load_words(at + first(1) * size), sign_and_top = _mm256_and_si256(
-        PLANE < 3 ? left(two, 6 - 2 * PLANE) : two, _mm256_set1_epi8((char)0xC0));
-    const Words code = _mm256_or_si256(sign_and_top, four_bits<PLANE>(at, size));
-    return _mm256_add_epi8(code, _mm256_shuffle_epi8(lookup.low, _mm256_add_epi8(code, sign_and_top)));
+    const Words four = load_words(at + first(1) * size);
+    const Words sign_and_top = both(PLANE < 3 ? left(four, 6 - 2 * PLANE) : four, all(0xC0C0));
+    const Words code = either(sign_and_top, four_bits<PLANE>(at, size));
+    return added_bytes(code, bytes_at(lookup.low, added_bytes(code, sign_and_top)));
 }
 
 template <int PLANE> inline Four numbers_of(const uint8_t *at, int64_t size, const Lookup &lookup) {
     if constexpr (FP8_WORDS) return from_bytes(load_words(at));
     else if constexpr (FP6_WORDS) return from_bytes(bytes_of_fp6<PLANE>(at, size, lookup));
     else {
-        const Words index = four_bits<PLANE>(at, size);
-        const Words low = _mm256_shuffle_epi8(lookup.low, index), high = _mm256_shuffle_epi8(lookup.high, index);
-        const Words first = _mm256_unpacklo_epi8(low, high), second = _mm256_unpackhi_epi8(low, high);
+        const Words index = four_bits<PLANE>(at, size), low = bytes_at(lookup.low, index), high = bytes_at(lookup.high, index);
+        const Words first = paired_low(low, high), second = paired_high(low, high);
         return {{as_floats(left_word(first, 16)), as_floats(both_words(first, 0xFFFF0000)),
                  as_floats(left_word(second, 16)), as_floats(both_words(second, 0xFFFF0000))}};
     }
 }
-#endif
+
+// The scales of a chunk from block `block` on: of every BLOCK weights along K, a quarter as many lanes.
+inline Floats scales_of_chunk(const Weight &w, int64_t begin, int64_t block) {
+    Floats scales = same(w.scale(begin, block));
+    if constexpr (BLOCK < CHUNK) scales = from_lane<BLOCK / 4>(scales, w.scale(begin, block + 1));
+    if constexpr (2 * BLOCK < CHUNK) {
+        scales = from_lane<2 * BLOCK / 4>(scales, w.scale(begin, block + 2));
+        scales = from_lane<3 * BLOCK / 4>(scales, w.scale(begin, block + 3));
+    }
+    return scales;
+}
 
 // The largest byte of a row: from `FIRST_SPECIAL` on, the row has NaN or infinity.
 constexpr int FIRST_SPECIAL = SPECIALS == 1 ? ((1 << EXPONENT) - 1) << MANTISSA : SPECIALS == 2 ? 0x7F : 0x80;
@@ -500,9 +513,7 @@ void multiply_words(const Weight &w, const float *x, const float *to, double fac
                 Floats sum = BLOCK ? times(four.part[0], read(to + k)) : added(four.part[0], read(to + k), total[r]);
                 for (int part = 1; part < 4; ++part) sum = added(four.part[part], read(to + k + part * LANES), sum);
                 if constexpr (BLOCK == 0) total[r] = sum;
-                else if constexpr (BLOCK == CHUNK / 2)
-                    total[r] = added(sum, halves(w.scale(begin[r], block), w.scale(begin[r], block + 1)), total[r]);
-                else total[r] = added(sum, same(w.scale(begin[r], block)), total[r]);
+                else total[r] = added(sum, scales_of_chunk(w, begin[r], block), total[r]);
             }
         });
     }

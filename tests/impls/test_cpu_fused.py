@@ -42,11 +42,11 @@ def test_products_and_codes_are_right_by_the_vectors_of_every_cpu(capability, wh
 
 
 @pytest.mark.parametrize("size", [1e-36, 1e-3, 1e4, 1e36])
-def test_activations_of_any_size_keep_their_precision(size):
-    scheme = scheme_named("e4m3fn-row")
-    codes = torch.full((1, 128), 0x38, dtype=torch.uint8)      # ones
-    weight = QuantizedWeight.from_codes(codes, Scales(torch.ones(1, 1)), scheme)
-    x = torch.full((1, 128), size, dtype=torch.bfloat16)
+@pytest.mark.parametrize("scheme, one", [("e4m3fn-row", 0x38), ("e3m2-row", 0x0C)])
+def test_activations_of_any_size_keep_their_precision(scheme, one, size):
+    codes = torch.full((1, 256), one, dtype=torch.uint8)
+    weight = QuantizedWeight.from_codes(codes, Scales(torch.full((1, 1), 0.5)), scheme_named(scheme))
+    x = torch.full((1, 256), size, dtype=torch.bfloat16)
     torch.testing.assert_close(CPU_FUSED().matmul(x, weight), 128 * x[:, :1], rtol=0, atol=0)
 
 
