@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, m_class
 
-FEW = (Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 4, 4), Tile(8, 1, 1, 8, 2), Tile(8, 1, 2, 2, 4), Tile(8, 1, 4, 2, 2),
-       Tile(8, 2, 1, 4, 2), Tile(8, 2, 2, 2, 1), Tile(8, 2, 4, 2, 1), Tile(8, 2, 4, 1, 2), Tile(16, 2, 4, 2, 1, True))
-UP_TO_16 = (Tile(16, 1, 1, 4, 2), Tile(16, 1, 1, 4, 4, True), Tile(16, 1, 1, 8, 2, True), Tile(16, 1, 2, 4, 2, True),
-            Tile(16, 1, 2, 8, 1, True), Tile(16, 1, 4, 4, 1, True), Tile(16, 2, 1, 4, 2, True),
-            Tile(16, 2, 2, 2, 2, True), Tile(16, 2, 4, 2, 1, True), Tile(16, 2, 8, 2, 1, True))
+FEW = (Tile(8, 1, 1, 4, 1), Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 4, 4), Tile(8, 1, 1, 8, 1), Tile(8, 1, 1, 8, 2),
+       Tile(8, 1, 2, 4, 1), Tile(8, 2, 1, 2, 1), Tile(8, 2, 1, 4, 2), Tile(8, 2, 1, 8, 1), Tile(8, 2, 1, 8, 2),
+       Tile(8, 2, 2, 2, 1), Tile(8, 2, 2, 4, 1), Tile(8, 2, 4, 2, 1), Tile(8, 2, 4, 2, 2), Tile(16, 2, 4, 2, 1, True))
+UP_TO_16 = (Tile(16, 1, 1, 4, 2), Tile(16, 1, 2, 4, 1, True), Tile(16, 1, 2, 8, 1, True), Tile(16, 1, 4, 2, 1, True),
+            Tile(16, 1, 4, 4, 1, True), Tile(16, 2, 1, 8, 1, True), Tile(16, 2, 2, 2, 2, True),
+            Tile(16, 2, 2, 4, 1, True), Tile(16, 2, 2, 8, 1, True), Tile(16, 2, 4, 2, 1, True))
 FRAGMENTS = {
     32: (Tile(32, 1, 1, 8, 1, True), Tile(32, 1, 2, 4, 1, True), Tile(32, 2, 2, 4, 1, True)),
     64: (Tile(64, 1, 2, 4, 1, True), Tile(64, 1, 1, 8, 1, True), Tile(64, 2, 2, 4, 1, True)),

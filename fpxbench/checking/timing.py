@@ -33,6 +33,9 @@ MIN_SAMPLES, MAX_SAMPLES = 6, 60
 SAMPLE_SECONDS_CPU = 2e-3
 """Duration of a CPU sample, in as many calls as necessary, so that the clock's overhead stays below 0.1%."""
 
+SHORT_LAUNCH_S = 4e-3
+"""Duration below which the launch overhead of a graph, up to some 40 us, is 1% of it or more."""
+
 MAX_COPIES, MAX_COPY_BYTES = 64, 1 << 30
 CACHE_MULTIPLE = 2
 """Size of all rotated weight copies, in multiples of the last-level cache."""
@@ -103,8 +106,6 @@ class TimedCase:
             else:
                 sample = _launch_sampler(self.launched, unseen)
                 sample_baseline = _launch_sampler(self.launched_baseline, [])
-                for launched in (self.launched, self.launched_baseline):    # warms clocks and caches after waiting
-                    launched.launch()
             deadline = perf_counter() + budget_s
             while len(times) < MIN_SAMPLES or (perf_counter() < deadline and len(times) < MAX_SAMPLES):
                 times.append(sample())
@@ -264,8 +265,8 @@ def captured(calls: list[Call]) -> Launched:
             call()
     torch.cuda.current_stream().wait_stream(stream)
     device_wait.synchronize()
-    # A fixed number, since a call cannot be timed here, beside other cases; with fewer calls, the launch overhead of
-    # the graph shows (dense took 17 us for 13).
+    # A fixed number, since a call cannot be timed here, beside other cases. The device works on so many while the next
+    # launch is enqueued.
     sequence = calls * max(1, 16 // len(calls))
     outputs: list[Tensor] = []
     try:
@@ -289,10 +290,18 @@ def captured(calls: list[Call]) -> Launched:
 
 def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], float]:
     """Return a sampler: the mean time of launched calls, by events. Time of work after the last event is appended to
-    `unseen`."""
+    `unseen`.
+
+    An idle device begins a graph tens of microseconds after the event before it, and later if its kernels overlap. So
+    short launches are timed behind one that the device is still working on while they are enqueued.
+    """
+    behind_another = False
 
     def sample() -> float:
+        nonlocal behind_another
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if behind_another:
+            launched.launch()
         start.record()
         launched.launch()
         end.record()
@@ -300,8 +309,12 @@ def _launch_sampler(launched: Launched, unseen: list[float]) -> Callable[[], flo
         ended = perf_counter()
         device_wait.synchronize()
         unseen.append((perf_counter() - ended) / launched.calls)
-        return start.elapsed_time(end) / 1e3 / launched.calls
+        seconds = start.elapsed_time(end) / 1e3
+        behind_another = seconds < SHORT_LAUNCH_S
+        return seconds / launched.calls
 
+    sample()        # warms clocks and caches after waiting
+    unseen.clear()
     return sample
 
 

@@ -301,6 +301,51 @@ def test_timing_takes_the_case_and_its_baseline_in_turn():
     assert samples.beyond_cache
 
 
+class SlowToBegin:
+    """A device that begins a launch late if it was idle. Microseconds of the host's and the device's clock."""
+
+    ENQUEUED, BEGINS, CALLS = 5.0, 40.0, 16
+
+    def __init__(self, work):
+        self.work, self.host, self.busy_until, self.launches = work, 0.0, 0.0, 0
+
+    def launch(self):
+        self.host += self.ENQUEUED
+        late = self.BEGINS if self.busy_until < self.host else 0.0
+        self.busy_until = max(self.busy_until, self.host) + late + self.work
+        self.launches += 1
+
+    def event(self, enable_timing):
+        return DeviceEvent(self)
+
+
+class DeviceEvent:
+    def __init__(self, device):
+        self.device, self.us = device, None
+
+    def record(self):
+        self.us = max(self.device.host, self.device.busy_until)
+
+    def synchronize(self):
+        self.device.host = max(self.device.host, self.us)
+
+    def elapsed_time(self, end):
+        return (end.us - self.us) / 1e3
+
+
+@pytest.mark.parametrize("work, behind_another, overhead", [(100.0, True, 0.0), (10_000.0, False, SlowToBegin.BEGINS)])
+def test_a_launch_is_timed_without_the_time_that_an_idle_device_takes_to_begin(
+        monkeypatch, work, behind_another, overhead):
+    device = SlowToBegin(work)
+    monkeypatch.setattr(torch.cuda, "Event", device.event)
+    monkeypatch.setattr(timing.device_wait, "synchronize", lambda: None)
+    sample = timing._launch_sampler(timing.Launched(device.launch, device.CALLS, []), [])
+    before = device.launches
+    found = sample() * device.CALLS * 1e6
+    assert device.launches - before == 1 + behind_another
+    assert work - 1 <= found <= work + overhead + device.ENQUEUED, found
+
+
 def test_a_first_call_that_has_to_wake_threads_is_no_remembered_result(monkeypatch):
     """Between two calls an activation is made: threads fall asleep meanwhile, on a busy machine for milliseconds."""
     asleep, made = False, Operands.activation

@@ -68,7 +68,7 @@ def fragment_jobs(whole):
     for s, (scheme, bits) in enumerate(MAIN.items()):
         for m in (1, 16, 64, 512) if whole else ((1, 512), (16, 64))[s % 2]:
             yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", TileDevice(90, stream=True)))
-    for overlap, m, stream in (("late", 1, False), ("early", 16, False), ("late", 32, True)):
+    for overlap, m, stream in (("late", 1, False), ("none", 1, False), ("early", 16, False), ("late", 32, True)):
         tile = pick(m, 28672, 8192, 8, "none", TileDevice(90, stream))
         yield Job("sm_90", "int8-row", "bf16", m, replace(tile, overlap=overlap))
     groups = [("e4m3fn-row", "bf16", 256, 28672, 8192, 2), ("int8-row", "fp16", 64, 4096, 4096, 2),
