@@ -169,12 +169,12 @@ class Bench:
         if self._scale_is_forced:
             scales = Scales(scales.stored.clone(), scales.tensor_scale)
             scales.stored[0, 0] = self.scaling.scale_format.format.max_code
-        wanted = QuantizedWeight.from_codes(codes, scales, self.scheme, "bytes")
+        decoded = self.scheme.dequantize(codes, scales)
         if not self.sets_codes:
-            return replace(self.quantized(wanted.dequantize()), decoded=wanted.dequantize())
+            return replace(self.quantized(decoded), decoded=decoded)
         stored = QuantizedWeight.from_codes(codes, scales, self.scheme, self.template.layout)
         self._alive.append(stored)
-        return Operands(self.case, self.device, self.seed, wanted.dequantize(), stored, stored.dequantize())
+        return Operands(self.case, self.device, self.seed, decoded, stored, decoded)
 
     def read(self, operands: Operands, columns: Tensor | None = None) -> Tensor:
         """Return the effective weight, float64 [N, C]: all columns, or `columns`."""
