@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from itertools import product
 from typing import TypeVar
+
+import pytest
+from _pytest.mark import ParameterSet
 
 Group, Member = TypeVar("Group", bound=Hashable), TypeVar("Member")
 
@@ -22,3 +26,13 @@ def core_of(groups: Mapping[Group, Sequence[Member]], form: Callable[[Member], H
                 chosen[group].append(member)
                 seen.add(form(member))
     return chosen
+
+
+def in_turn(*axes: Sequence[object], one_in: int) -> list[ParameterSet]:
+    """Return every combination of the members of `axes` as parameters of a test, all but one in so many marked slow.
+
+    Each member is in a combination that is not, if every other axis has `one_in` members.
+    """
+    numbered = product(*(enumerate(axis) for axis in axes))
+    return [pytest.param(*members, marks=pytest.mark.slow if sum(places) % one_in else ())
+            for places, members in (zip(*one, strict=True) for one in numbered)]
