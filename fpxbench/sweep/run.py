@@ -72,6 +72,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     Ctrl-C ends the sweep early and keeps its records (`interrupted`). Raises CannotStart, and ValueError for a
     selection that matches nothing.
     """
+    settings.check_names()
     build, store = installed_build(), Store(settings.results)
     with contextlib.ExitStack() as stack:
         isolation = stack.enter_context(Isolation(settings.memory_limit))

@@ -12,6 +12,7 @@ from typing import Literal
 import psutil
 from pydantic import BaseModel, ConfigDict, Field
 
+from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.fields import Name
 
 Profile = Literal["smoke", "quick", "full"]
@@ -64,6 +65,18 @@ class Settings(BaseModel):
     """Bytes of memory that a case and its child processes may hold."""
     seed: int | None = None
     timing_budget_s: float = Field(default=0.5, ge=0)
+
+    def check_names(self) -> None:
+        """Raise ValueError for a path of `impls` that is missing, and for a scheme that is none.
+
+        The plan raises it too, but in a child, which takes seconds to import PyTorch.
+        """
+        for path in self.impls:
+            if not path.exists():
+                raise ValueError(f"--impls {path}: no such file or folder")
+        for glob in self.scheme:
+            if not set("*?[") & set(glob):
+                scheme_named(glob)
 
     @classmethod
     def from_environment(cls) -> Settings:

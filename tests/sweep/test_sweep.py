@@ -157,3 +157,11 @@ def test_schemes_of_which_nothing_ran_are_counted_and_not_listed(capsys):
                                   *(sample.record(sample.case("x", name), refused) for name in ("mxfp4", "nvfp4"))])
     printed = capsys.readouterr().out
     assert "e4m3fn-row" in printed and "mxfp4" not in printed and "2 schemes without a case that ran are" in printed
+
+
+@pytest.mark.parametrize(("impls", "scheme", "said"), [
+    (".", "e4m3fm-row", "did you mean"), ("nowhere.py", "e4m3fn-row", "no such file or folder")])
+def test_a_mistaken_name_is_told_before_a_child_imports_pytorch(tmp_path, monkeypatch, impls, scheme, said):
+    monkeypatch.setattr("fpxbench.sweep.run.Isolation", None)
+    with pytest.raises(ValueError, match=said):
+        sweep(tmp_path, tmp_path / impls, scheme=(scheme,))

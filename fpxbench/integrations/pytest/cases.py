@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from pydantic import ValidationError
 
 from fpxbench.integrations.pytest.plugin import CASES, ROOT
 from fpxbench.records.case import Case
@@ -49,7 +48,8 @@ class Benchmarks:
                                      impls=tuple(Path(path).resolve() for path in option.fpx_impls),
                                      scheme=tuple(option.fpx_scheme), workload=tuple(option.fpx_workload),
                                      weights=option.fpx_weights, activations=option.fpx_activations, seed=seed)
-        except ValidationError as error:
+            self.settings.check_names()
+        except ValueError as error:     # pydantic's too
             raise pytest.UsageError(f"--benchmark: {error}") from None
         self.plan = Plan(device="", cases=[])
         self._keyword: str = config.getoption("keyword") or ""
