@@ -130,7 +130,8 @@ class Kernels:
         return out
 
     def product_bf16(self, x: Tensor) -> Tensor | None:
-        """Return x bf16 [M, k] times the weight by products of bf16 pairs: fp32 [M, N]; None where there are none."""
+        """Return x bf16 [M, k] times the weight, fp32 [M, N], by products of bf16 pairs, or of floats where the CPU is
+        faster at these; None on a CPU without pairs."""
         if not hasattr(self._library, "product_bf16"):
             return None
         padded = torch.nn.functional.pad(x, (0, 0, 0, -len(x) % 4)).contiguous()

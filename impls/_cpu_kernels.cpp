@@ -724,11 +724,28 @@ void dot_rows(const Weight &w, const uint16_t *x, const uint16_t *vectors, int64
 
 }  // namespace
 
+// x fp32 [m, k] times the weight into out fp32 [m, n].
+extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, int64_t n, int threads) {
+#if defined(__AVX2__)
+    if constexpr (BY_WORDS)
+        if (m == 1 && (BLOCK == 0 || w->plane % CHUNK == 0)) return product_by_words(*w, x, out, n, threads);
+#endif
+    if (vectors_straddle_blocks(*w)) product_of<true>(*w, x, m, out, n, threads);
+    else product_of<false>(*w, x, m, out, n, threads);
+}
+
 #if defined(__AVX512BF16__)
-// x bf16 [m rounded up to a multiple of 4, k] times the weight into out fp32 [m, n]; false where blocks straddle
-// vectors, and nothing is done.
+// x bf16 [m rounded up to a multiple of 4, k] times the weight into out fp32 [m, n], by pairs unless the CPU is slow at
+// them; false where blocks straddle vectors, and nothing is done.
 extern "C" bool product_bf16(const Weight *w, const uint16_t *x, int64_t m, float *out, int64_t n, int threads) {
     if (vectors_straddle_blocks(*w)) return false;
+    // Emerald Rapids starts a product of pairs every other cycle, and two of floats in each: half as many numbers.
+    if (!AS_PAIRS && __builtin_cpu_is("intel")) {
+        std::vector<float> floats(m * w->k);
+        std::transform(x, x + m * w->k, floats.begin(), float_of);
+        product(w, floats.data(), m, out, n, threads);
+        return true;
+    }
     const int64_t padded = (m + 3) / 4 * 4;
     const std::vector<uint16_t> vectors = by_vectors(*w, x, padded);
 #pragma omp parallel for schedule(static) num_threads(threads)
@@ -748,16 +765,6 @@ extern "C" bool product_bf16(const Weight *w, const uint16_t *x, int64_t m, floa
     return true;
 }
 #endif
-
-// x fp32 [m, k] times the weight into out fp32 [m, n].
-extern "C" void product(const Weight *w, const float *x, int64_t m, float *out, int64_t n, int threads) {
-#if defined(__AVX2__)
-    if constexpr (BY_WORDS)
-        if (m == 1 && (BLOCK == 0 || w->plane % CHUNK == 0)) return product_by_words(*w, x, out, n, threads);
-#endif
-    if (vectors_straddle_blocks(*w)) product_of<true>(*w, x, m, out, n, threads);
-    else product_of<false>(*w, x, m, out, n, threads);
-}
 
 // Rows [begin, end) of the weight, scaled, into out [end - begin, k] of fp32 (0), or rounded to bf16 (1) or fp16 (2).
 extern "C" void decode(const Weight *w, int64_t begin, int64_t end, void *out, int kind, int threads) {

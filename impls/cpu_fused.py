@@ -32,8 +32,8 @@ class CpuFused(Implementation):
 
     `torch.compile` of upcast + matmul + scale is slow on CPU: matmul is a library call there, so the upcast weight goes
     to memory and back. Here codes of up to 4 bits (AVX-512: 6) are looked up in registers, and wider ones become fp16
-    or fp32 by shifts. Up to 8 tokens are multiplied in fp32, or up to 16 in bf16 where the CPU has products of bf16
-    pairs, and summed in fp32. For more tokens a block of rows is decoded to the activation's dtype, or to fp32 where
+    or fp32 by shifts. Up to 8 tokens, or 16 where the CPU has products of bf16 pairs, are multiplied in fp32 or bf16
+    and summed in fp32. For more tokens a block of rows is decoded to the activation's dtype, or to fp32 where
     the CPU has no fast 16-bit product, and multiplied by PyTorch's own product.
     """
 
@@ -56,7 +56,7 @@ class CpuFused(Implementation):
 
 
 def by_pairs(a, scaling):
-    """Return whether a [M, k] is multiplied in bf16: if that rounds no weight, or for more than a few tokens."""
+    """Return whether a [M, k] may be multiplied in bf16: if that rounds no weight, or for more than a few tokens."""
     exact = scaling.block is None or scaling.scale_format.powers_of_two
     return a.dtype == torch.bfloat16 and (2 if exact else 5) <= len(a) <= PAIRS_TOKENS
 
