@@ -33,6 +33,8 @@ MIN_SAMPLES, MAX_SAMPLES = 6, 60
 SAMPLE_SECONDS_CPU = 2e-3
 """Duration of a CPU sample, in as many calls as necessary, so that the clock's overhead stays below 0.1%."""
 
+METHOD, LAUNCHED_METHOD = 1, 2
+"""Numbers in the record: calls timed one after the other; launches timed behind others, which were not before 2."""
 SHORT_LAUNCH_S = 4e-3
 """Duration below which the launch overhead of a graph, up to some 40 us, is 1% of it or more."""
 
@@ -61,6 +63,7 @@ class Samples:
     unseen: list[float] = field(default_factory=list)
     """Seconds per call that the device worked after the timed stream had ended, sample by sample."""
     device_state: DeviceState | None = None
+    method: int = METHOD
 
 
 def rotation(nbytes: int, cache_bytes: int) -> int:
@@ -113,7 +116,8 @@ class TimedCase:
                 baseline_times.append(sample_baseline())
             monitor.measure_energy(self._batch(min(times)), deadline, self.operands.weight.nbytes)
         self.time_repeated_activation()
-        return Samples(times, baseline_times, self.beyond_cache, unseen, monitor.state())
+        return Samples(times, baseline_times, self.beyond_cache, unseen, monitor.state(),
+                       METHOD if self.launched is None else LAUNCHED_METHOD)
 
     def _batch(self, seconds: float) -> Callable[[], int]:
         """Return a function that makes calls for `energy.BATCH_S`, waits for them and returns their number; `seconds`
@@ -325,5 +329,5 @@ def summarized(samples: Samples, seed: int) -> Timing:
     return Timing(
         samples_us=[round(s * 1e6, 4) for s in samples.call], median_us=median * 1e6, ci95_us=(low * 1e6, high * 1e6),
         baseline_us=baseline * 1e6, speedup=baseline / median,
-        speedup_ci95=median_ratio_interval(samples.baseline, samples.call, seed=seed),
+        speedup_ci95=median_ratio_interval(samples.baseline, samples.call, seed=seed), method=samples.method,
     )

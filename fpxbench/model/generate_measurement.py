@@ -376,6 +376,7 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
             tokens, first_s, steps_s = token_speed.generate(decoder, prompt, settings.new_tokens)
             firsts.append(first_s)
             steps += steps_s
+        waited = token_speed.generate(decoder, prompt, settings.new_tokens, waiting=True)[2] if device == "cuda" else []
         joules = joules_per_token(
             lambda: token_speed.generate(decoder, prompt, settings.new_tokens)[0].numel(), device)
     result.sample = _decoded(row.tokenizer, tokens[0])
@@ -383,7 +384,8 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     first = Estimate(**dict(zip(("value", "low", "high"), median_interval(firsts), strict=True)))
     result.speed = Speed(step_s=steps, tokens_per_s=settings.batch / median, first_token_s=first,
                          tokens_per_s_ci95=(settings.batch / high, settings.batch / low),
-                         prefill_tokens_per_s=prompt.numel() / first.value)
+                         prefill_tokens_per_s=prompt.numel() / first.value,
+                         waiting_tokens_per_s=settings.batch / median_interval(waited)[0] if waited else None)
     result.traffic, result.flags = traffic_of(
         token_speed.stored_bytes(row.model), token_speed.step_bytes(row.model, settings.batch), median,
         request.machine, peak[0] if peak else None, joules)

@@ -58,7 +58,8 @@ class TextQuality(RecordPart):
 
 
 class Speed(RecordPart):
-    """Speed of prefill and of decode. A decode step generates one token for each sequence of the batch."""
+    """Speed of prefill and of decode. A decode step generates one token for each sequence of the batch. On a GPU, steps
+    are enqueued without waiting for the tokens before."""
 
     step_s: Annotated[list[Seconds], Field(min_length=1, max_length=100_000)]
     tokens_per_s: Positive
@@ -66,6 +67,8 @@ class Speed(RecordPart):
     first_token_s: Estimate
     """Time to the first token: the prompt's forward pass and the choice of a token."""
     prefill_tokens_per_s: Positive
+    waiting_tokens_per_s: Positive | None = None
+    """Tokens per second if each step is launched when the one before has ended; None on a CPU, where it always is."""
 
 
 class WeightTraffic(RecordPart):

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,10 +126,17 @@ def decode_logits(decoder: Decoder, tokens: Tensor, steps: int) -> Tensor:
 
 
 @torch.no_grad()
-def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[Tensor, float, list[float]]:
+def generate(decoder: Decoder, prompt: Tensor, new_tokens: int, *, waiting: bool = False
+             ) -> tuple[Tensor, float, list[float]]:
     """Return the greedy continuation [B, new_tokens] of `prompt` [B, P], the seconds to its first token, and of each
-    step."""
+    step.
+
+    On a GPU, steps are enqueued without waiting for the tokens before, and timed by events, so that the time in which
+    an idle device begins a graph does not count. With `waiting`, each is launched when the one before has ended, and
+    timed by the host's clock.
+    """
     device = decoder.device
+    waiting = waiting or device.type != "cuda"
     prompt = prompt.to(device)
     decoder.make_ready(len(prompt))
     cache = decoder.empty_cache(len(prompt))
@@ -137,13 +145,27 @@ def generate(decoder: Decoder, prompt: Tensor, new_tokens: int) -> tuple[Tensor,
     chosen = [decoder.prefill(prompt, cache).argmax(-1, keepdim=True)]
     _wait(device)
     first_s = time.perf_counter() - started
-    steps_s = []
+    moments = [_moment(device, waiting)]
     for _ in range(new_tokens - 1):
-        started = time.perf_counter()
         chosen.append(decoder.decode(chosen[-1], cache).argmax(-1, keepdim=True))
+        moments.append(_moment(device, waiting))
+    _wait(device)
+    return torch.cat(chosen, dim=1).cpu(), first_s, [_seconds(*pair) for pair in pairwise(moments)]
+
+
+def _moment(device: torch.device, waiting: bool) -> Any:
+    """Return this moment, for `_seconds`: by the host's clock once the device is idle, or by an event among what is
+    enqueued."""
+    if waiting:
         _wait(device)
-        steps_s.append(time.perf_counter() - started)
-    return torch.cat(chosen, dim=1).cpu(), first_s, steps_s
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _seconds(start: Any, end: Any) -> float:
+    return float(end - start if isinstance(start, float) else start.elapsed_time(end) / 1e3)
 
 
 def _wait(device: torch.device) -> None:

@@ -217,6 +217,8 @@ class Timing(RecordPart):
     speedup: Positive | None = None
     """baseline_us / median_us."""
     speedup_ci95: tuple[Positive, Positive] | None = None
+    method: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """A number for how it was timed. Times by different methods are not compared."""
 
 
 class DeviceState(RecordPart):

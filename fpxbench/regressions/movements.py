@@ -35,7 +35,7 @@ class Cause(StrEnum):
     MACHINE = "machine"
     """A clock, throttling, a driver; or PyTorch's dense product, which cannot be told apart from them."""
     SUITE = "suite"
-    """The implementation's source was edited between the two builds."""
+    """The implementation's source, or how fpxbench times it, was edited between the two builds."""
     NOISE = "noise"
     UNCONFIRMED = "unconfirmed"
     """A changed time that was not rerun, or rerun without a clear result."""
@@ -78,6 +78,8 @@ def _cause(change: ChangeReport, surroundings: _Surroundings) -> tuple[Cause, st
         return Cause.BUILD, f"both builds were run again, interleaved: {change.message}"
     if change.implementation_changed:
         return Cause.SUITE, "the implementation's source was edited between the two builds"
+    if surroundings.timed_differently(change):
+        return Cause.SUITE, "fpxbench timed the two builds by different methods"
     if other := surroundings.difference(change):
         return Cause.MACHINE, other
     if change.state is State.REFUTED:
@@ -98,6 +100,8 @@ class _Point:
     facts: dict[str, object]
     disturbed: frozenset[Flag]
     """The record's flags that are in `DISTURBED`."""
+    method: int | None
+    """`Timing.method`; None if it was not timed."""
 
 
 class _Surroundings:
@@ -107,9 +111,15 @@ class _Surroundings:
         self._store = store
         self._files: dict[tuple[str, str], dict[tuple[str, str], _Point]] = {}
 
+    def timed_differently(self, change: ChangeReport) -> bool:
+        """Return whether a changed time was measured by another method before."""
+        before, after = self._points(change)
+        return (change.series.metric == "median_us" and before is not None and after is not None
+                and before.method != after.method)
+
     def difference(self, change: ChangeReport) -> str:
         """Return how the conditions of the two builds' runs differ, in one sentence; "" if no difference is known."""
-        before, after = (self._point(change, build) for build in (change.last_good, change.first_bad))
+        before, after = self._points(change)
         if before is None or after is None:
             return ""
         changed = [f"{words} {before.facts[name]} -> {after.facts[name]}" for name, words in MACHINE_FACTS.items()
@@ -121,6 +131,9 @@ class _Surroundings:
             which = "later" if flag in after.disturbed else "earlier"
             return f"the device was {DISTURBED[flag]} in the run on the {which} build only"
         return ""
+
+    def _points(self, change: ChangeReport) -> tuple[_Point | None, _Point | None]:
+        return self._point(change, change.last_good), self._point(change, change.first_bad)
 
     def _point(self, change: ChangeReport, build: Build) -> _Point | None:
         name = change.series.machine, build.stem
@@ -134,5 +147,6 @@ class _Surroundings:
             for record in self._store.read(path)[0]:
                 yield ((f"{record.machine.device} ({record.machine.arch})", record.case.id),
                        _Point({name: record.machine.facts[name] for name in MACHINE_FACTS
-                               if name in record.machine.facts}, frozenset(record.flags) & DISTURBED.keys()))
+                               if name in record.machine.facts}, frozenset(record.flags) & DISTURBED.keys(),
+                              record.timing.method if record.timing else None))
 

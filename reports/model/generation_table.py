@@ -96,6 +96,11 @@ class ModelTable:
         return [row for row in self.rows if row.record.sample]
 
     @property
+    def waits(self) -> bool:
+        """Whether a row was timed with waiting for each token, too."""
+        return any(row.record.speed and row.record.speed.waiting_tokens_per_s for row in self.rows)
+
+    @property
     def texts(self) -> list[str]:
         """The names of texts beyond the first."""
         return list(dict.fromkeys(block.text for row in self.rows for block in row.record.quality[1:]))

@@ -231,6 +231,18 @@ def test_a_change_that_nobody_ran_again_calls_nobody(tmp_path):
     assert not any(one.calls for one in movements(tmp_path, find_changes(tmp_path)))
 
 
+def test_another_method_of_timing_calls_nobody(tmp_path):
+    slow = slower(1.2, BAD)
+
+    def edit(night, one):
+        one = slow(night, one)
+        timing = one.timing.model_copy(update={"method": 1 + (night >= BAD)})
+        return one.model_copy(update={"timing": timing}) if one.case.id == FUSED.id else one
+
+    nights(tmp_path, 32, edit=edit)
+    assert causes(tmp_path) == {FUSED.id: Cause.SUITE}
+
+
 def test_a_machine_that_got_slower_calls_nobody(tmp_path):
     nights(tmp_path, 32, edit=slower(1.2, BAD, dense=1.2))
     assert causes(tmp_path) == {"dense": Cause.MACHINE}

@@ -2,6 +2,7 @@
 
 import functools
 import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -265,6 +266,50 @@ def test_a_compiled_step_is_captured_once_a_batch_and_replayed(folder, works, mo
         assert torch.equal(due, seen) and len(due) == 3 * batch
     assert made == ([1, 3] if works else [1])
     assert replayed.not_captured == ("" if works else "operation not permitted when stream is capturing")
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_on_a_gpu_steps_are_enqueued_without_waiting_unless_asked_for(monkeypatch, waiting):
+    """A stand-in for a device on which a step takes 2 ms, and the host's clock stands still."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            self.at = log.count("step")
+
+        def record(self):
+            log.append("event")
+
+        def elapsed_time(self, end):
+            return 2.0 * (end.at - self.at)
+
+    class OnGpu:
+        device = SimpleNamespace(type="cuda")
+
+        def make_ready(self, batch): pass
+
+        def empty_cache(self, batch): pass
+
+        def prefill(self, tokens, cache):
+            return torch.eye(4)[:len(tokens)]
+
+        def decode(self, tokens, cache):
+            log.append("step")
+            return torch.eye(4)[:len(tokens)]
+
+    class Prompt(list):
+        def to(self, device):
+            return self
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    monkeypatch.setattr(token_speed.time, "perf_counter", lambda: 0.0)
+    tokens, _, steps_s = token_speed.generate(OnGpu(), Prompt([0, 1]), 4, waiting=waiting)
+    assert tokens.tolist() == [[0] * 4, [1] * 4]
+    if waiting:
+        assert log == ["wait", "wait", "wait", *["step", "wait"] * 3, "wait"] and steps_s == [0.0] * 3
+    else:
+        assert log == ["wait", "wait", "event", *["step", "event"] * 3, "wait"] and steps_s == [2e-3] * 3
 
 
 def test_energy_is_of_a_time_beside_which_the_counters_steps_are_small(monkeypatch):
