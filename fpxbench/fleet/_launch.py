@@ -1,7 +1,7 @@
-"""Become the command of a task: ``python _launch.py PARENT CORES COMMAND…``.
+"""Execute the command of a task: ``python _launch.py PARENT CORES COMMAND…``.
 
-The kernel ends the process with the thread that began it, and keeps it on these cores (``0,1,2``). This is done in a
-process of its own: between fork and exec (`preexec_fn`) destructors of libraries that the worker had loaded have
+The kernel kills the process when the thread that started it ends, and keeps it on these cores (``0,1,2``). A separate
+script sets this up: in `preexec_fn`, between fork and exec, destructors of libraries that the worker had loaded
 deadlocked.
 """
 
@@ -14,9 +14,9 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main(parent: str, cores: str, *command: str) -> None:
-    """Settle in, and execute the command."""
+    """Bind the process to its parent and cores, and execute the command."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != int(parent):     # it ended before
+    if os.getppid() != int(parent):     # the parent ended before prctl
         os.kill(os.getpid(), signal.SIGKILL)
     os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     try:

@@ -1,4 +1,4 @@
-"""Which builds does a fleet measure, and which variant of each on which device?"""
+"""Choose the builds that a fleet measures, and the variant of each for a device."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def builds_named(text: str, timeline: Timeline) -> list[Entry]:
 def spec_for(entry: Entry, device: Device, variants: tuple[str, ...] = ()) -> EnvironmentSpec:
     """Return the environment of `entry` for `device`. Raise NotOffered where no index has it.
 
-    variants : those that were asked for; the first that fits the device is used. Without one that fits: ``cpu`` for a
-    CPU, the newest for the GPU's maker, or what pip would choose.
+    variants : the requested ones; the first that fits the device is used. If none fits: ``cpu`` for a CPU; for a GPU
+    pip's default, or the newest for its vendor.
     """
     family = "cpu" if device.type == "cpu" else "rocm" if re.match("amd|radeon", device.name, re.I) else "cu"
     fitting = [name for name in variants if _family(name) == family or name == DEFAULT_VARIANT]

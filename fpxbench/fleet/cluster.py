@@ -20,9 +20,9 @@ from fpxbench.user_error import UserError
 MACHINE_LABEL = "fpxbench-machine"
 CONNECT_WITHIN_S = 10.0
 MOST_DEVICES = 1024
-"""Of one node."""
+"""Largest number of devices of one node."""
 CLIENT_PORT = 10001
-"""Where Ray listens for ``ray://``."""
+"""Ray's default port for ``ray://``."""
 _ACCELERATOR = "accelerator_type:"
 
 Call = Any
@@ -51,7 +51,7 @@ class Node:
     cpus: int
     accelerator_type: str
     machine: str | None
-    """Its label ``fpxbench-machine``."""
+    """Value of its label ``fpxbench-machine``."""
 
     @property
     def label(self) -> str:
@@ -68,7 +68,7 @@ def connect(address: str | None) -> None:
     if address is not None and address != "auto":
         _reach(address)
     if address is None:
-        os.environ.setdefault(ROOT_VARIABLE, str(default_root()))   # where `asv` and `confirm` have the builds' too
+        os.environ.setdefault(ROOT_VARIABLE, str(default_root()))   # `asv` and `confirm` share these environments
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         ray.init(address=address or "local", log_to_driver=False, logging_level="ERROR")
@@ -104,8 +104,7 @@ def _node(listed: dict[str, Any]) -> Node:
 
 def ask_version(node: Node) -> Call:
     """Begin to ask which fpxbench a node has; the result is JSON with ``version``, ``source``, ``python`` and
-    ``machines``: what its devices are called in the results.
-    """
+    ``machines`` (the names of its devices in the results)."""
     ray = _ray()
     described = (node.gpus, node.machine, node.accelerator_type)
 
@@ -152,7 +151,7 @@ def start_worker(node: Node, device: DeviceType, seat: Seat) -> Worker:
     ray = _ray()
 
     class RayDeviceWorker:
-        """Told its GPU by Ray."""
+        """A `DeviceWorker` on the GPU that Ray assigned to it."""
 
         def __init__(self, seat: str) -> None:
             import ray
@@ -229,9 +228,9 @@ def _message(error: BaseException) -> str:
 
 
 def read_version(text: str) -> dict[str, str]:
-    """Return what `ask_version` found. Raise WorkerEnded for an answer that is none."""
+    """Return what `ask_version` found. Raise WorkerEnded for a malformed reply."""
     try:
         found = json.loads(text[:4096])
         return {str(name): str(value)[:400] for name, value in found.items()}
     except (ValueError, AttributeError, TypeError):
-        raise WorkerEnded(f"an answer that is none: {text[:100]!r}") from None
+        raise WorkerEnded(f"malformed reply: {text[:100]!r}") from None

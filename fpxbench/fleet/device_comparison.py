@@ -1,4 +1,4 @@
-"""When are devices of one kind compared, and on what? Once the kind has nothing left to measure: then all are free."""
+"""Compare the devices of one kind once the kind has nothing left to measure, when all of them are free."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ from fpxbench.records.store import Store
 
 
 class DeviceComparison:
-    """Chooses the tasks that compare devices, and collects their records, which are not stored as such."""
+    """Chooses the tasks that compare devices, and collects their records, which are stored only as spreads."""
 
     def __init__(self, results: Path) -> None:
         self._results = results
         self._seen: dict[str, set[str]] = {}
-        """By kind, the seats whose tasks are running. Empty: it was compared, or need not be."""
+        """By kind, the seats whose tasks are running. Empty: the kind was compared, or does not need to be."""
         self._records: dict[str, dict[str, tuple[Device, list[Record]]]] = {}
 
     def next_tasks(self, schedule: Schedule, seats: Iterable[SeatRun]) -> Iterator[tuple[SeatRun, Cell, list[Case]]]:
-        """Yield the tasks of every kind that is finished and whose devices are all idle, so that they run at once."""
+        """Yield the tasks of every kind that is finished and whose devices are all idle, so that they run
+        simultaneously."""
         by_kind: dict[str, list[SeatRun]] = {}
         for seat in seats:
             if seat.kind and not seat.out:
@@ -44,20 +45,20 @@ class DeviceComparison:
         self._records[seat.kind][seat.id][1].append(record)
 
     def ended(self, seat: SeatRun) -> None:
-        """Note that a seat's task ended, or its device."""
+        """Note that a seat's task, or its device, ended."""
         self._seen.get(seat.kind, set()).discard(seat.id)
 
     def is_over(self, kind: str) -> bool:
-        """Return whether a kind was compared, or need not be."""
+        """Return whether a kind was compared, or does not need to be."""
         return kind in self._seen and not self._seen[kind]
 
     def results(self) -> list[DeviceSpread]:
-        """Return what was found of the kinds that are over, each once."""
+        """Return the spreads of the kinds whose comparison is over, each once."""
         over = [kind for kind in self._records if self.is_over(kind)]
         return [found for kind in over for found in spreads(self._records.pop(kind))]
 
     def _cases(self, cell: Cell, seats: list[SeatRun]) -> list[Case]:
-        """Return the cases to compare on; none if the very devices were compared on this build."""
+        """Return the cases to compare on; none if these same devices were compared on this build."""
         known, store = Store(self._results, DeviceSpread), Store(self._results)
         if cell.build is None:
             return []

@@ -1,4 +1,4 @@
-"""One device of a node: runs tasks one at a time, and delivers their records.
+"""Run tasks on one device of a node, one at a time, and deliver their records.
 
 A Ray actor on a cluster; nothing here imports Ray or PyTorch. Arguments and results are JSON (`fleet_messages`).
 """
@@ -43,13 +43,13 @@ from fpxbench.sweep.settings import Settings
 
 POLL_S = 0.05
 PLAN_TIMEOUT_S = 900.0
-"""Importing PyTorch and every implementation, on a node that is busy."""
+"""Allows for importing PyTorch and every implementation on a busy node."""
 ROOM_BYTES = 200 << 20
-"""A task is not started on a disk with less: records of a batch take a few MB, compilers' files far more."""
+"""Free disk space below which no task starts: a batch's records take a few MB, compilers' files far more."""
 STOP_GRACE_S = 5.0
 LAUNCHER = Path(__file__).with_name("_launch.py")
 _CANNOT_START = 2
-"""Exit status of ``fpxbench run`` for a mistake, or a device that cannot be measured."""
+"""Exit status of ``fpxbench run`` for a user's mistake, or a device that cannot be measured."""
 _LOG_TAIL_BYTES = 4096
 _LEFT_BEHIND = TaskEnd(status="ended", message="its worker ended")
 
@@ -66,7 +66,7 @@ class DeviceWorker:
         """Tasks for which no spool could be made, with the reason."""
 
     def hello(self) -> str:
-        """Return a `Hello`. The spools that were left behind on this host are this worker's from now on."""
+        """Return a `Hello`, and take over the spools that ended workers left on this host."""
         found, in_use = left_behind(self._seat.fleet)
         self._spools |= {spool.task.id: spool for spool in found}
         return Hello(
@@ -95,7 +95,8 @@ class DeviceWorker:
         spool, give_up_at = self._spools.get(task_id), time.monotonic() + wait_s
         while True:
             end = run.end if run is not None else self._not_begun.get(task_id) or _LEFT_BEHIND
-            lines, offset = spool.read(offset) if spool is not None else ([], offset)   # after `end`: none is missed
+            # Read after `end`, so that no record is missed.
+            lines, offset = spool.read(offset) if spool is not None else ([], offset)
             if lines or end is not None or time.monotonic() >= give_up_at:
                 break
             time.sleep(POLL_S)
@@ -103,7 +104,7 @@ class DeviceWorker:
                         state=run.state if run is not None else "").model_dump_json(by_alias=True)
 
     def finish(self, task_id: str) -> None:
-        """Remove the records of a task: the driver has stored them."""
+        """Remove the records of a task, which the driver has stored."""
         if self._run is not None and self._run.task.id == task_id:
             self._run.join()
             self._run = None
@@ -113,13 +114,13 @@ class DeviceWorker:
             spool.remove()
 
     def stop(self) -> None:
-        """End the running task, if there is one."""
+        """End the running task, if any."""
         if self._run is not None:
             self._run.stop()
 
 
 class _Run:
-    """One task, on a thread of its own."""
+    """One task, on its own thread."""
 
     def __init__(self, task: Task, seat: Seat, spool: Spool) -> None:
         self.task, self._seat, self.spool = task, seat, spool
@@ -151,12 +152,12 @@ class _Run:
                                f"{ROOM_BYTES >> 20}")
             with self._interpreter() as (python, build):
                 self.end = self._plan(python, build) if self.task.purpose == "plan" else self._measure(python)
-        except Exception as error:      # reported to the driver, which decides what to do
+        except Exception as error:      # reported to the driver, which handles it
             self.end = _end_of(error, node_folder())
 
     @contextmanager
     def _interpreter(self) -> Iterator[tuple[Path, Build]]:
-        """Yield the Python that has the task's build, this one or an environment's, and the build as found there."""
+        """Yield the Python that has the task's build (this one or an environment's), and the build that it reports."""
         spec, here = self.task.spec, current_build()
         if here is not None and _is_asked_for(here, spec, self.task.device):
             yield Path(sys.executable), here
@@ -205,10 +206,10 @@ class _Run:
     def _call(self, command: list[str], stdin: str = "") -> int:
         """Run a command, and return its exit status; stdout goes to ``log.out``, stderr to ``log``.
 
-        The process ends with this one. It holds the spool's lock as long as it lives.
+        The process ends with this one, and holds the spool's lock until then.
         """
         log, out = self.spool.log, self.spool.log.with_suffix(".out")
-        own = command[0] == sys.executable      # which finds fpxbench as this process does
+        own = command[0] == sys.executable      # needs this process's PYTHONPATH to find fpxbench
         with open(log, "ab") as errors, open(out, "ab") as output:
             self._process = subprocess.Popen(
                 self._launched(command), stdin=subprocess.PIPE, stdout=output, stderr=errors, env=_environment(own),
@@ -223,22 +224,20 @@ class _Run:
         return self._process.wait()
 
     def _launched(self, command: list[str]) -> list[str]:
-        """Return the command line that keeps `command` on the seat's cores, and ends it with this thread."""
+        """Return the command line that runs `command` on the seat's cores, and ends it with this thread."""
         cores = share(sorted(os.sched_getaffinity(0)), self._seat.share, self._seat.shares)
         return [sys.executable, "-I", "-S", str(LAUNCHER), str(os.getpid()), ",".join(map(str, cores)), *command]
 
 
 def share(cores: list[int], number: int, of: int) -> list[int]:
-    """Return the `number`-th of `of` equal parts of `cores`; all of them where there are fewer cores than parts."""
+    """Return the `number`-th of `of` equal parts of `cores`; all of them if there are fewer cores than parts."""
     size = len(cores) // of
     return cores[number * size:(number + 1) * size] if size else cores
 
 
 def _is_asked_for(here: Build, spec: EnvironmentSpec, device: DeviceType) -> bool:
-    """Return whether the build of this Python is the one that `spec` names, for its variant.
-
-    ``default`` asks for none in particular: any that can use the device will do.
-    """
+    """Return whether this Python has the build and variant of `spec`; ``default`` accepts any variant that can use the
+    device."""
     if here.key != spec.key or spec.parts != PARTS:
         return False
     usable = spec.variant == DEFAULT_VARIANT and (device == "cpu" or here.variant != "cpu")
@@ -248,7 +247,7 @@ def _is_asked_for(here: Build, spec: EnvironmentSpec, device: DeviceType) -> boo
 def _environment(own: bool) -> dict[str, str]:
     """Return the environment of a measuring process."""
     kept = installer.without_settings(os.environ if own else installer.isolated_environment())
-    # Ray sets it to the number of CPUs that a worker reserved; a sweep uses what the node was started with.
+    # Ray sets it to the number of CPUs that a worker reserved; a sweep uses the value that the node was started with.
     kept.pop("OMP_NUM_THREADS", None)
     with suppress(psutil.Error, OSError):
         threads = psutil.Process(os.getppid()).environ().get("OMP_NUM_THREADS")
@@ -257,7 +256,7 @@ def _environment(own: bool) -> dict[str, str]:
 
 
 def _end_of(error: Exception, folder: Path) -> TaskEnd:
-    """Return how a task ended that raised `error` before or after its process."""
+    """Return how a task ended that raised `error` outside its process."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return TaskEnd(status="disk_full", message=f"the disk of {folder} is full")
     status: TaskStatus = "ended"

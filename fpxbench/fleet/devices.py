@@ -1,4 +1,4 @@
-"""Which device a worker has, without PyTorch: NVIDIA's own tool, else what Ray calls it."""
+"""Identify a worker's device without PyTorch: by nvidia-smi, else by Ray's accelerator type."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ANSWER_WITHIN_S = 30.0
 
 
 def device_of(seat: Seat, accelerator_id: str = "") -> Device:
-    """Return the device that `seat` names. accelerator_id : index or UUID of the GPU that Ray reserved."""
+    """Return the device of `seat`. accelerator_id : index or UUID of the GPU that Ray reserved."""
     node = platform.node()
     if seat.device == "cpu":
         return Device(kind=seat.machine or cpu_name(), type="cpu", name=cpu_model(), node=node)
@@ -25,14 +25,14 @@ def device_of(seat: Seat, accelerator_id: str = "") -> Device:
 
 
 def kinds_here(gpus: int, machine: str | None, accelerator_type: str) -> str:
-    """Return what a node's devices are called in the results: ``nvidia-h200 ×8``, or the CPU's name without a GPU."""
+    """Return the kinds of a node's devices, as in the results: ``nvidia-h200 ×8``, or the CPU's if it has no GPU."""
     seat = Seat(fleet="none", device="cuda" if gpus else "cpu", machine=machine, accelerator_type=accelerator_type)
     counts = Counter(device_of(seat, str(number)).kind for number in range(gpus or 1))
     return ", ".join(f"{kind} ×{count}" if gpus else kind for kind, count in counts.items())
 
 
 def _nvidia(accelerator_id: str) -> tuple[int, str, str]:
-    """Return index, UUID and name of a GPU; no name if there is no driver, or no such GPU."""
+    """Return index, UUID and name of a GPU; an empty name if there is no driver, or no such GPU."""
     command = ["nvidia-smi", "--query-gpu=index,uuid,name", "--format=csv,noheader", f"--id={accelerator_id or 0}"]
     # nvidia-smi lists every GPU, whatever CUDA_VISIBLE_DEVICES says.
     try:

@@ -1,7 +1,7 @@
 """The driver of a fleet: assigns tasks to devices, stores their records, and continues when a device fails.
 
-One thread, one loop. A worker has at most one call in flight. What is durable is the store and the nodes' spools: the
-driver can end at any time, and the next one continues.
+It is one thread with one loop. All durable state is in the store and the nodes' spools: the driver can end at any
+time, and the next one continues.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from fpxbench.user_error import UserError
 
 STATE_EVERY_S = 1.0
 POLL_S = 1.0
-"""Longest wait of a node for a record, before it replies that there is none."""
+"""How long a node waits for a record before it replies without one."""
 MOST_FRUITLESS = 3
 STOP_WITHIN_S = 15.0
 
@@ -133,7 +133,7 @@ class Driver(Roster):
         for call in returned:
             if call in self._versions:
                 self._version(self._versions.pop(call), call)
-            elif call in self._calls:       # not of a node that went meanwhile
+            elif call in self._calls:       # its node may have gone in the meantime
                 self._returned(call)
         self._give_tasks()
         self._publish()
@@ -194,7 +194,7 @@ class Driver(Roster):
         delivery = Delivery.model_validate_json(reply)
         running = seat.running
         if running is None:
-            raise ValueError("a delivery of no task")
+            raise ValueError("a delivery without a task")
         running.offset = delivery.offset
         for line in delivery.lines:
             self._take(seat, running, line)
@@ -244,14 +244,13 @@ class Driver(Roster):
             seat.fruitless = 0 if running.stored or end.status == "done" else seat.fruitless + 1
         seat.owed = [pair for pair in seat.owed if pair[1] != task.id]
         if running.left_behind and running.stored:
-            self._say(f"{seat.label}: {counted(running.stored, 'record')} of {task.spec.tag} fetched, which a "
-                      f"worker left "
-                      "there when it ended")
+            self._say(f"{seat.label}: fetched {counted(running.stored, 'record')} of {task.spec.tag} that an ended "
+                      "worker left there")
         if task.purpose == "spread" or cell is None:
             self._comparison.ended(seat)
             return
         if task.purpose == "plan":
-            if not running.left_behind:     # else its worker ended, which says nothing of the build: it is made again
+            if not running.left_behind:     # a plan whose worker ended is made again: the build may be fine
                 self._plan_ended(seat, cell, end)
         else:
             cell.ended(task.id, end)
@@ -269,8 +268,7 @@ class Driver(Roster):
                     self._set_out(other, end.message)
         elif end.status == "ended" and not running.left_behind and not self._stopping:
             self._say(f"{seat.label}: a task of {cell.spec.tag} ended early, after "
-                      f"{counted(running.stored, 'record')}: "
-                      f"{end.message}")
+                      f"{counted(running.stored, 'record')}: {end.message}")
             if seat.fruitless >= MOST_FRUITLESS:
                 self._set_out(seat, f"{counted(seat.fruitless, 'task')} in a row ended without a record: {end.message}")
 
@@ -308,7 +306,7 @@ class Driver(Roster):
 
     def _over(self) -> bool:
         """Return whether all cases are done, or no device has been able to continue for `patience_s`."""
-        if not self._next_nodes:        # nobody has looked yet
+        if not self._next_nodes:        # the nodes are not known yet
             return False
         working = any(seat.running is not None or seat.owed or seat.awaited for seat in self._seats.values())
         if self._schedule.cells and self._schedule.finished and not working \
@@ -332,7 +330,7 @@ class Driver(Roster):
 
     def _why_no_device(self) -> str:
         if self._others:
-            return (f"--machines {' '.join(self._request.machines)}: no device is called that; there are "
+            return (f"--machines {' '.join(self._request.machines)} matches no device of the cluster, which has "
                     f"{', '.join(sorted(self._others))}")
         reasons = [*self._state.messages, *(f"{seat.label}: {seat.out}" for seat in self._seats.values())]
         what = "GPU" if self._device == "cuda" else "CPU"
@@ -348,7 +346,7 @@ class Driver(Roster):
     def _drain(self) -> None:
         """Stop every task and fetch its records. Records that do not arrive in time stay in the spools."""
         self._stopping = True
-        self._say("interrupted; fetching what was measured")
+        self._say("interrupted; fetching the records")
         until = time.monotonic() + STOP_WITHIN_S
         with suppress(KeyboardInterrupt):
             for seat in self._seats.values():

@@ -1,4 +1,4 @@
-"""A fleet's progress: machines × builds, current tasks, estimated time. A table on a terminal, else plain lines."""
+"""Display a fleet's progress: machines × builds, current tasks, estimated time; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from fpxbench.counted import counted
 from fpxbench.fleet.state import CellState, FleetState, SeatState
 from fpxbench.records.verdict import SIGNS, Status
 
@@ -22,7 +23,7 @@ _ORDER = ("working", "starting", "idle", "not used")
 
 
 class FleetProgress:
-    """A table on a terminal, which stays when it ends; a line every `PLAIN_LINE_EVERY_S` seconds elsewhere."""
+    """A live table on a terminal; elsewhere a line every `PLAIN_LINE_EVERY_S` seconds."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -44,7 +45,7 @@ class FleetProgress:
         self.console.print(f"fleet: {sentence}", markup=False, style="yellow")
 
     def show(self, state: FleetState) -> None:
-        """Show `state` if the last display is old enough."""
+        """Show `state`; as plain lines, only if the last line is old enough."""
         if self._live is not None:
             self._live.update(rendered(state))
         elif time.monotonic() >= self._next_line:
@@ -76,8 +77,8 @@ def summary(state: FleetState) -> str:
         parts.append("devices: " + ", ".join(f"{count} {verb}" for verb, count in doing.items()))
     failed = sum(bool(cell.failure) for cell in state.cells)
     given_up = sum(len(cell.given_up) for cell in state.cells)
-    parts += [f"{failed} {'build' if failed == 1 else 'builds'} that cannot be measured on a machine"] if failed else []
-    parts += [f"{given_up} {'case' if given_up == 1 else 'cases'} given up"] if given_up else []
+    parts += [f"{counted(failed, 'build')} that cannot be measured on a machine"] if failed else []
+    parts += [f"{counted(given_up, 'case')} given up"] if given_up else []
     if state.ended:
         parts.append(state.ended)
     elif state.seconds_left is not None:

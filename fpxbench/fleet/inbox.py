@@ -1,4 +1,4 @@
-"""Records from other machines enter the store here: checked, and each once."""
+"""Check the records that other machines deliver, and store each once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpxbench.records.store import MAX_LINE_BYTES, Store, first_mistake
 from fpxbench.records.verdict import Status
 
 Identity = tuple[str, str, int | None]
-"""Of a record of one build and machine: case, start, seed."""
+"""Case, start and seed, which identify a record of one build and machine."""
 
 
 class Arrival(Enum):
@@ -26,7 +26,7 @@ class Arrival(Enum):
     SUPERSEDED = "superseded"
     """Its case was measured again before it arrived."""
     REFUSED = "refused"
-    """It is not a record that was asked for."""
+    """It is not a record that the task asked for."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Asked:
         return cls(task.kind, task.spec, frozenset(case.id for case in task.cases))
 
     def read(self, line: str) -> Record:
-        """Return the record of a line. Raise ValueError if it is none, or not one that was asked for."""
+        """Return the record of a line. Raise ValueError if the line is not a record, or was not asked for."""
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"a line of {len(line)} characters")
         record = Record.model_validate_json(line)
@@ -61,7 +61,7 @@ class _Known:
 
     identities: set[Identity] = field(default_factory=set)
     sources: dict[str, str] = field(default_factory=dict)
-    """Case: digest of the implementation that it was measured with. Without those whose dependencies were missing."""
+    """By case, the digest of the implementation that was measured. Cases with missing dependencies are left out."""
 
 
 class Inbox:
@@ -74,7 +74,8 @@ class Inbox:
     def measured(self, machine: str, build: Build, sources: dict[str, str], cases: Iterable[str]) -> set[str]:
         """Return those of `cases` that have a record of this build by the present implementation.
 
-        What was ``missing`` then may be there now, and is not among them. sources : digest of each implementation
+        Cases recorded as ``missing`` are left out: their dependencies may be installed now.
+        sources : digest of each implementation
         """
         known = self._of(machine, build).sources
         return {case for case in cases
@@ -83,7 +84,7 @@ class Inbox:
     def take(self, line: str, asked: Asked, metadata: dict[str, object]) -> tuple[Arrival, Record | None, str]:
         """Store a line if it is a new record that was asked for; return the record, or why it is refused.
 
-        metadata : what the driver knows of the device; added to the machine's facts
+        metadata : the driver's facts about the device, added to the machine's facts
         """
         try:
             record = asked.read(line)
@@ -102,7 +103,7 @@ class Inbox:
         return Arrival.STORED, record, ""
 
     def flush(self, machine: str, build: Build) -> None:
-        """Have the disk keep what was stored. Afterwards the node may remove its copy."""
+        """Flush the stored records to disk. Afterwards the node may remove its copy."""
         path = self._store.file(machine, build)
         if path.exists():
             with open(path, "rb") as file:

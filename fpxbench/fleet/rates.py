@@ -1,4 +1,4 @@
-"""How long will a fleet take? Each kind at its own rate so far; the slowest decides."""
+"""Estimate how long a fleet will take: each kind continues at its rate so far, and the slowest decides."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Rates:
         self._count: Counter[str] = Counter()
 
     def stored(self, kind: str) -> None:
-        """Note that a record of `kind` came now."""
+        """Note that a record of `kind` arrived now."""
         self._count[kind] += 1
         self._latest[kind] = self._clock()
         self._first.setdefault(kind, self._latest[kind])
 
     def seconds_left(self, schedule: Schedule) -> float | None:
-        """Return the seconds until the slowest kind is done; None while the rate of one is unknown."""
+        """Return the seconds until the slowest kind is done; None while the rate of any kind is unknown."""
         if not schedule.cells:
             return None
         longest = 0.0
@@ -36,6 +36,6 @@ class Rates:
             if not planned or took <= 0:
                 return None
             left = sum(cell.total - len(cell.done) for cell in planned)
-            left += (len(cells) - len(planned)) * max(cell.total for cell in planned)   # as many cases as the largest
+            left += (len(cells) - len(planned)) * max(cell.total for cell in planned)   # assume as many as the largest
             longest = max(longest, left * took / (self._count[kind] - 1))
         return longest

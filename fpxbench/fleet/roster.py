@@ -1,8 +1,8 @@
 """The nodes of a cluster, the workers on their devices, and the records that ended workers left behind.
 
-A worker has at most one call in flight. When one ends, its task's records may be in a spool on the node: the next
-worker there delivers them before the cases without a record are given to anyone. So it is with the tasks of an
-earlier run whose driver ended: Ray ends its workers a while later.
+A worker has at most one call in flight. When a worker ends, its task's records may be in a spool on the node: the next
+worker there delivers them before the cases without a record are assigned again. The same holds for tasks of an earlier
+run whose driver ended; Ray ends that run's workers a while later.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ WAIT_S = 0.5
 MOST_DEATHS = 5
 """A device whose worker has ended this often gets no more tasks."""
 MOST_HELLOS = 10
-"""How often a new worker is asked for spools that ended workers still hold, every `NODES_EVERY_S`."""
+"""How many times, `NODES_EVERY_S` apart, a new worker is asked for spools that ended workers still hold."""
 NODES_EVERY_S = 2.0
 COLLECT_WITHIN_S = 60.0
-"""How long an earlier run's records are fetched before anything is measured that may be among them."""
+"""How long to wait for an earlier run's records before measuring cases that may be among them."""
 CLOCK_NOTICE_S = 2.0
 CLOCK_WITHIN_S = 10.0
 LARGEST_REPLY = 64 << 20
@@ -36,7 +36,7 @@ driver_clock = time.time
 
 
 class Roster:
-    """Base of the driver: nodes, seats and calls. A subclass says what a seat does (`_add_cells`, `_poll`).
+    """Base of the driver: nodes, seats and calls. A subclass defines what a seat does (`_add_cells`, `_poll`).
 
     device : None: the GPUs of the cluster, or its CPUs if it has none
     machines : globs over kinds; empty: all
@@ -80,9 +80,9 @@ class Roster:
         try:
             value = cluster.result(call, timeout_s)
             if isinstance(value, str) and len(value) > LARGEST_REPLY:
-                raise ValueError(f"an answer of {len(value) >> 20} MB")
+                raise ValueError(f"a reply of {len(value) >> 20} MB")
             then(seat, value)
-        except (cluster.WorkerEnded, ValueError) as error:   # ValueError: pydantic's, for an answer that is none
+        except (cluster.WorkerEnded, ValueError) as error:   # ValueError: pydantic's, for a malformed reply
             self._worker_ended(seat, str(error))
 
     def _call(self, seat: SeatRun, then: Callable, method: str, *arguments: object) -> None:
@@ -100,7 +100,7 @@ class Roster:
         for node in alive.values():
             if node.id not in self._nodes:
                 self._nodes[node.id] = node
-                if node.gpus or node.cpus:      # a head node may be told to offer nothing
+                if node.gpus or node.cpus:      # a head node may be configured with none
                     self._versions[cluster.ask_version(node)] = node
         for seat in self._seats.values():
             if seat.out or time.monotonic() < seat.next_at:
@@ -111,7 +111,7 @@ class Roster:
                 self._call(seat, self._said_hello, "hello")
 
     def _version(self, node: cluster.Node, call: cluster.Call) -> None:
-        """Open the seats of a node whose fpxbench is this one."""
+        """Open the seats of a node whose fpxbench is the driver's."""
         try:
             found = cluster.read_version(cluster.result(call))
         except cluster.WorkerEnded as error:
@@ -157,7 +157,7 @@ class Roster:
         fetched = {each.task.id for other in self._seats.values() for each in (other.running, *other.leftovers) if each}
         seat.awaited = [task for task in hello.in_use if not task.startswith(self._run_id) and task not in fetched]
         seat.hellos += 1
-        if seat.awaited and seat.hellos == 2:   # at first another device of the node may have been about to fetch them
+        if seat.awaited and seat.hellos == 2:   # at the first, another device of the node may be about to fetch them
             self._say(f"{seat.label}: waiting for the worker of an earlier run to end, which still holds the records "
                       f"of {len(seat.awaited)} tasks")
         self._next_leftover(seat)
@@ -173,9 +173,9 @@ class Roster:
                       "driver's: started_at in its records is the node's time, and the offset is recorded with it")
 
     def _next_leftover(self, seat: SeatRun) -> None:
-        """Fetch the next spool that an ended worker left, or conclude that there is no other."""
+        """Fetch the next spool that an ended worker left, or conclude that there are no more."""
         if seat.leftovers:
-            seat.doing = "delivering what an ended worker left"
+            seat.doing = "delivering an ended worker's records"
             seat.running = seat.leftovers.pop(0)
             self._poll(seat, seat.running)
             return
@@ -186,13 +186,13 @@ class Roster:
             return
         if seat.awaited:
             self._say(f"{seat.label}: the worker of an earlier run does not end; the rest goes on without the records "
-                      f"of its tasks {', '.join(seat.awaited[:5])}, and may measure them again")
+                      f"of its tasks {', '.join(seat.awaited[:5])}, and may measure their cases again")
         for cell, task in seat.owed:
             cell.ended(task, TaskEnd(status="ended", message="its worker ended"))
         seat.owed, seat.awaited, seat.doing = [], [], "idle"
 
     def _collecting(self, kind: str) -> bool:
-        """Return whether an earlier run's records may still come from devices of `kind`; bounded."""
+        """Return whether an earlier run's records may still come from devices of `kind`, within `COLLECT_WITHIN_S`."""
         awaited = [seat.label for seat in self._seats.values() if seat.collecting and seat.kind in ("", kind)]
         awaited += [f"node {node.label}" for node in self._versions.values()]
         if not awaited or not self._collect_until:
@@ -200,12 +200,12 @@ class Roster:
         if time.monotonic() < self._collect_until:
             return True
         self._collect_until = 0.0
-        self._say(f"{', '.join(awaited)}: records of the earlier run may be there, and did not come within "
-                  f"{COLLECT_WITHIN_S:.0f} s; the rest goes on without them, and may measure them again")
+        self._say(f"{', '.join(awaited)}: no records of the earlier run arrived within {COLLECT_WITHIN_S:.0f} s; the "
+                  "rest goes on without them, and may measure their cases again")
         return False
 
     def _worker_ended(self, seat: SeatRun, reason: str) -> None:
-        """Keep the cases of a worker's task apart until its spool is delivered, and start the next worker."""
+        """Hold back the cases of a worker's task until its spool is delivered, and start the next worker."""
         if seat.running is not None:
             self._task_lost(seat, seat.running, spool_may_return=True)
         self._release(seat)
@@ -218,8 +218,8 @@ class Roster:
     def _node_ended(self, node: cluster.Node) -> None:
         gone = [seat for seat in self._seats.values() if seat.node.id == node.id]
         if gone:
-            self._say(f"node {node.label} is gone; what its {len(gone)} devices had not finished goes to others of "
-                      "their kind")
+            self._say(f"node {node.label} is gone; the unfinished cases of its {counted(len(gone), 'device')} go to "
+                      "others of their kind")
         for seat in gone:
             if seat.running is not None:
                 self._task_lost(seat, seat.running, spool_may_return=False)

@@ -1,7 +1,7 @@
-"""What each device does next: cases of builds on kinds of machines, in batches. Knows neither Ray nor files.
+"""Schedule the cases of builds on kinds of machines, in batches for devices. Knows neither Ray nor files.
 
-A *cell* is one build on one kind. Its cases are each in one place: `todo`, a running `Batch`, a batch whose worker
-ended and whose spool was not delivered yet (`lost`), done, or given up.
+A *cell* is one build on one kind. Each of its cases is in exactly one state: `todo`, in a running `Batch`, in a batch
+whose worker ended and whose spool was not delivered yet (`lost`), done, or given up.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from fpxbench.records.case import Case
 from fpxbench.records.record import Build
 
 LARGEST_BATCH = 64
-"""More would be lost with a device; fewer would spend the time on starting sweeps (PyTorch, the bandwidth)."""
+"""A larger batch loses more with a device; a smaller one spends its time starting sweeps (PyTorch, the bandwidth)."""
 SMALLEST_BATCH = 8
-"""At the end of a cell, batches shrink to this, so that the devices end together."""
+"""At the end of a cell, batches shrink to this size, so that the devices finish together."""
 MOST_ENDS = 3
-"""A case during which so many tasks ended is given up: it takes its process, or its node, with it."""
+"""A case during which this many tasks ended early is given up: it crashes its process or its node."""
 
 
 @dataclass
@@ -42,22 +42,22 @@ class Cell:
     device: DeviceType
     planned: bool = False
     planning_by: str = ""
-    """The seat that lists the cases now."""
+    """The seat that is listing the cases."""
     total: int = 0
     done: set[str] = field(default_factory=set)
     todo: dict[str, Case] = field(default_factory=dict)
     running: dict[str, Batch] = field(default_factory=dict)
     lost: dict[str, Batch] = field(default_factory=dict)
     given_up: dict[str, str] = field(default_factory=dict)
-    """Case: the reason."""
+    """By case, the reason."""
     ends: Counter[str] = field(default_factory=Counter)
-    """Case: how many tasks ended during it."""
+    """By case, the number of tasks that ended during it."""
     refused_by: dict[str, str] = field(default_factory=dict)
-    """Seat: why it cannot measure this build."""
+    """By seat, why it cannot measure this build."""
     failure: str = ""
     """Why the build cannot be measured on this kind at all."""
     build: Build | None = None
-    """As found in its environment; None until the cases are listed."""
+    """The build that its environment reports; None until the cases are listed."""
 
     @classmethod
     def without_environment(cls, entry: Entry, kind: str, device: DeviceType, reason: str) -> Cell:
@@ -68,7 +68,7 @@ class Cell:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do: everything is measured, given up, or impossible."""
+        """Whether nothing is left to do: all cases are measured, given up, or impossible."""
         return bool(self.failure) or self.planned and not (self.todo or self.running or self.lost)
 
     @property
@@ -87,7 +87,7 @@ class Cell:
         """Move the next cases to a batch for `seat`, one of `seats` that share this cell."""
         size = max(SMALLEST_BATCH, min(LARGEST_BATCH, len(self.todo) // (2 * max(seats, 1))))
         ids = list(self.todo)
-        # A case that ended a task runs alone, where it harms no other.
+        # A case that ended a task runs alone, so that it affects no other.
         chosen = ids[:1] if self.ends[ids[0]] else [case_id for case_id in ids[:size] if not self.ends[case_id]]
         batch = Batch(task, self, seat, {case_id: self.todo.pop(case_id) for case_id in chosen})
         self.running[task] = batch
@@ -101,7 +101,7 @@ class Cell:
             batch.remaining.pop(case_id, None)
 
     def ended(self, task: str, end: TaskEnd) -> None:
-        """Note how a task ended, after its last record. Cases without one go back, or are given up."""
+        """Note how a task ended, after its last record. Cases without a record go back to `todo`, or are given up."""
         batch = self.running.pop(task, None) or self.lost.pop(task, None)
         if batch is None:
             return
@@ -118,7 +118,8 @@ class Cell:
         self.todo = dict(sorted((self.todo | batch.remaining).items(), key=lambda item: self.ends[item[0]] > 0))
 
     def lose(self, task: str, spool_may_return: bool) -> None:
-        """Note that a task's worker ended. Its cases wait for its spool if the node lives, and go back if not."""
+        """Note that a task's worker ended. Its cases wait for its spool if the node is alive, else go back to `todo`.
+        """
         batch = self.running.pop(task, None)
         if batch is not None:
             self.lost[task] = batch
@@ -127,7 +128,7 @@ class Cell:
 
 
 class Schedule:
-    """All cells. Earlier builds in the list come first; devices of a kind share a build before they begin the next."""
+    """All cells, in order of priority; devices of a kind share a build before they begin the next."""
 
     def __init__(self) -> None:
         self.cells: dict[tuple[str, str], Cell] = {}
@@ -139,7 +140,7 @@ class Schedule:
         return [cell for cell in self.cells.values() if cell.kind == kind]
 
     def next_for(self, seat: str, kind: str) -> Cell | None:
-        """Return the cell that `seat` works on next: to list its cases if it is not planned, else to measure some."""
+        """Return the next cell for `seat`: to list its cases if it is not planned, else to measure some."""
         for cell in self.of_kind(kind):
             if cell.failure or seat in cell.refused_by:
                 continue

@@ -1,4 +1,4 @@
-"""The driver's side of one device: its worker, its task, and records that an ended worker left behind."""
+"""The driver's view of one device: its worker, its task, and the records that an ended worker left behind."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CLOCK_ROUNDS = 3
 
 @dataclass
 class Running:
-    """A task on a device, or one that was left behind there."""
+    """A task that a device runs, or that an ended worker left behind there."""
 
     task: Task
     asked: Asked
     cell: Cell | None
     offset: int = 0
     stored: int = 0
-    """Records of it that were new."""
+    """Number of its records that were new."""
 
     left_behind: bool = False
-    """By a worker that ended: its records are fetched, and nothing runs."""
+    """Whether its worker ended: its records are fetched, and nothing runs."""
 
     @classmethod
     def of(cls, task: Task, cell: Cell | None, left_behind: bool = False) -> Running:
@@ -52,18 +52,18 @@ class SeatRun:
     awaited: list[str] = field(default_factory=list)
     """Tasks of an earlier run whose spools are still locked on the node: their workers have not ended yet."""
     hellos: int = 0
-    """Calls of `hello` of the current worker."""
+    """How often the current worker was asked for its `hello`."""
     deaths: int = 0
     fruitless: int = 0
-    """Tasks in a row that ended early without a record."""
+    """Number of tasks in a row that ended early without a record."""
     next_at: float = 0.0
     """The worker is not called before this time."""
     out: str = ""
-    """Why it gets no more tasks."""
+    """Why the device gets no more tasks; empty while it does."""
     clock: tuple[float, float] | None = None
-    """The node's clock less this one's, and the uncertainty, in seconds."""
+    """The node's clock minus this one, and the uncertainty, in seconds."""
     calls: int = 0
-    """Calls that have not returned."""
+    """Number of calls that have not returned."""
 
     @property
     def label(self) -> str:
@@ -75,24 +75,24 @@ class SeatRun:
 
     @property
     def idle(self) -> bool:
-        """Whether it can take a task now."""
+        """Whether the device can take a task now."""
         return (self.device is not None and self.worker is not None and not self.out and not self.calls
                 and self.running is None and not self.leftovers and not self.owed and not self.awaited)
 
     @property
     def collecting(self) -> bool:
-        """Whether an earlier run's records may be on its node that were not fetched yet."""
+        """Whether its node may have records of an earlier run that were not fetched yet."""
         return not self.out and (not self.hellos or bool(self.leftovers or self.awaited)
                                  or self.running is not None and self.running.left_behind)
 
     def call(self, method: str, *arguments: object) -> cluster.Call:
-        """Begin a call of the worker. Raise WorkerEnded if there is none."""
+        """Begin a call of the worker. Raise WorkerEnded if the seat has none."""
         if self.worker is None:
             raise cluster.WorkerEnded("it has no worker")
         return self.worker.call(method, *arguments)
 
     def metadata(self) -> dict[str, object]:
-        """Return what is added to the facts of its records' machine."""
+        """Return the facts that are added to the machine of each of its records."""
         added: dict[str, object] = {}
         if self.device is not None:
             added["device"] = {"node": self.device.node, "index": self.device.index, "uuid": self.device.uuid}
@@ -108,9 +108,7 @@ class SeatRun:
 
 
 def clock_difference(remote: Callable[[], float], local: Callable[[], float]) -> tuple[float, float]:
-    """Return by how much the `remote` clock is ahead of the `local` one, and the uncertainty: half of the shortest
-    round trip.
-    """
+    """Return the `remote` clock minus the `local` one, and the uncertainty (half of the shortest round trip)."""
     best = (0.0, float("inf"))
     for _ in range(CLOCK_ROUNDS):
         sent = local()

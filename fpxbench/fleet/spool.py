@@ -1,8 +1,8 @@
-"""Where a node keeps records until the driver has stored them.
+"""Spools: the folders where a node keeps records until the driver has stored them.
 
 ``FOLDER/spool/FLEET/TASK/`` holds ``task.json``, ``lock``, ``log`` and ``results/``, to which ``fpxbench run`` appends.
-A process that writes there or delivers from there holds the lock, the measuring process included. A folder that nobody
-locks was left behind by a worker that ended, and any worker of the host delivers it.
+Every process that writes or delivers its records, the measuring process included, holds the lock. An unlocked folder
+was left behind by a worker that ended; any worker of the host delivers it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fpxbench.records.store import MAX_LINE_BYTES
 
 FOLDER_VARIABLE = "FPX_FLEET_FOLDER"
 DISCARDED_LINE = "{}"
-"""Delivered for a line longer than a record can be: it is not a record, and the driver counts it."""
+"""Delivered in place of a line that cannot be a record, so that the driver counts it."""
 
 
 def node_folder() -> Path:
@@ -37,7 +37,9 @@ class Spool:
     """The records of one task on this node."""
 
     def __init__(self, folder: Path, task: Task, lock: int) -> None:
-        self.folder, self.task, self._lock = folder, task, lock
+        self.folder, self.task = folder, task
+        self.lock_fd = lock
+        """File descriptor of the lock. A process that inherits it holds the lock too."""
 
     @classmethod
     def create(cls, fleet: str, task: Task) -> Spool:
@@ -50,11 +52,6 @@ class Spool:
         return cls(folder, task, lock)
 
     @property
-    def lock_fd(self) -> int:
-        """The file descriptor of the lock. A process that inherits it holds the lock too."""
-        return self._lock
-
-    @property
     def results(self) -> Path:
         return self.folder / "results"
 
@@ -63,11 +60,11 @@ class Spool:
         return self.folder / "log"
 
     def read(self, offset: int, limit: int = DELIVERY_BYTES) -> tuple[list[str], int]:
-        """Return complete lines from byte `offset` of the file of records on, and the offset after them.
+        """Return the complete lines of the file of records from byte `offset` on, and the offset after them.
 
-        A line that is no text, or longer than a record can be, is delivered as `DISCARDED_LINE`.
+        A line that is not UTF-8, or longer than a record can be, is delivered as `DISCARDED_LINE`.
         """
-        files = sorted(self.results.glob("*/records/*.jsonl"))      # one machine, one build: one file
+        files = sorted(self.results.glob("*/records/*.jsonl"))      # one file: a task has one machine and one build
         lines: list[str] = []
         if not files:
             return lines, offset
@@ -87,24 +84,23 @@ class Spool:
         return [line for line in lines if line], offset
 
     def remove(self) -> None:
-        """Remove the folder: everything in it is stored elsewhere."""
+        """Remove the folder, whose records the driver has stored."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.release()
 
     def release(self) -> None:
-        """Let another worker deliver what is here."""
-        os.close(self._lock)
+        """Release the lock, so that another worker can deliver the records."""
+        os.close(self.lock_fd)
 
 
 def left_behind(fleet: str) -> tuple[list[Spool], list[str]]:
-    """Return the spools of `fleet` on this host that no process holds, locked for this process; and the ids of the
-    tasks whose spools a process holds, this one included.
-    """
+    """Lock and return the spools of `fleet` on this host that no process holds; and return the ids of the tasks whose
+    spools a process, possibly this one, holds."""
     found, in_use = [], []
     for folder in sorted((node_folder() / "spool" / fleet).glob("*")):
         try:
             lock = os.open(folder / "lock", os.O_RDWR)
-        except OSError:     # removed meanwhile, or not yet made
+        except OSError:     # just removed, or not created yet
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,6 +108,6 @@ def left_behind(fleet: str) -> tuple[list[Spool], list[str]]:
         except BlockingIOError:
             in_use.append(folder.name)
             os.close(lock)
-        except (OSError, ValidationError):      # its worker ended before it wrote which task it is, or it is removed
+        except (OSError, ValidationError):      # its worker ended before it wrote task.json, or it was just removed
             os.close(lock)
     return found, in_use

@@ -1,4 +1,4 @@
-"""How far apart are devices of one kind? The same cases, measured on all of them at the same time."""
+"""The spread of devices of one kind: the same cases, measured on all of them at the same time."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DeviceSpread(StoredRecord):
 
     @property
     def spread(self) -> float:
-        """The slowest device's median time over the fastest's, less 1."""
+        """The slowest device's median time over the fastest's, minus 1."""
         times = [each.median_us for each in self.devices]
         return max(times) / min(times) - 1
 
@@ -56,7 +56,7 @@ class DeviceSpread(StoredRecord):
 
 
 def cases_to_compare(records: list[Record]) -> list[Case]:
-    """Return up to `CASES` cases of different implementations, those whose times are known most precisely."""
+    """Return up to `CASES` cases of different implementations, whose times have the narrowest confidence intervals."""
     def width(timing: Timing) -> float:
         low, high = timing.ci95_us
         return (high - low) / timing.median_us
@@ -69,7 +69,7 @@ def cases_to_compare(records: list[Record]) -> list[Case]:
 
 
 def spreads(measured: dict[str, tuple[Device, list[Record]]]) -> list[DeviceSpread]:
-    """Return the spread of each case that two or more devices timed. measured : by device, its records."""
+    """Return the spread of each case that two or more devices timed. measured : each device and its records, by seat"""
     first: dict[str, Record] = {}
     times: dict[str, list[DeviceTime]] = {}
     for device, records in measured.values():

@@ -19,7 +19,7 @@ from fpxbench.whole_file import write_whole
 
 _FOLDER = "fleet"
 _STATE = "state.jsonl"
-"""Not ``.json``: asv takes those under the results for its own."""
+"""Not ``.json``: asv reads every ``.json`` under the results as its own."""
 
 
 class CellState(BaseModel):
@@ -35,9 +35,9 @@ class CellState(BaseModel):
     given_up: Annotated[dict[Label, Text], Field(max_length=100_000)] = {}
     failure: Text = ""
     file: Text = ""
-    """Of its records, under the results folder."""
+    """Path of the file of its records, relative to the results folder."""
     statuses: dict[Status, Count] = {}
-    """Of the records of this run."""
+    """Number of this run's records with each status."""
 
     @property
     def broken(self) -> int:
@@ -58,7 +58,7 @@ class SeatState(BaseModel):
 
 
 class FleetState(BaseModel):
-    """All of it."""
+    """The state of all cells and seats of a run."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -72,7 +72,7 @@ class FleetState(BaseModel):
     seats: Annotated[list[SeatState], Field(max_length=100_000)] = []
     messages: Annotated[list[Text], Field(max_length=1000)] = []
     stored: Count = 0
-    """Records of this run."""
+    """Number of records stored by this run."""
     repeated: Count = 0
     superseded: Count = 0
     refused: Count = 0
@@ -89,14 +89,14 @@ class AnotherRun(UserError):
 
 
 class FleetFolder:
-    """``RESULTS/fleet/``: the fleet's id, its lock, its latest state, and what Ray printed."""
+    """``RESULTS/fleet/``: the fleet's id, its lock, its latest state, and Ray's output."""
 
     def __init__(self, results: Path) -> None:
         self._folder = results / _FOLDER
 
     @contextmanager
     def locked(self) -> Iterator[str]:
-        """Yield the fleet's id, which does not change. Raise AnotherRun if another process has the lock."""
+        """Lock the folder, and yield the fleet's permanent id. Raise AnotherRun if another process has the lock."""
         self._folder.mkdir(parents=True, exist_ok=True)
         with open(self._folder / "lock", "a+", encoding="utf-8") as lock:
             try:
@@ -110,7 +110,7 @@ class FleetFolder:
             yield path.read_text().strip()
 
     def log(self) -> IO[str]:
-        """Open ``ray.log``, for what Ray prints."""
+        """Open ``ray.log``, which collects Ray's output."""
         self._folder.mkdir(parents=True, exist_ok=True)
         return open(self._folder / "ray.log", "a", encoding="utf-8")
 
