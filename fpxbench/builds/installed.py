@@ -34,7 +34,7 @@ class NoPyTorch(UserError):
 def installed_build(python: str | None = None) -> Build:
     """Return the build that ``import torch`` would load in this interpreter, or in `python` (a path or a command).
 
-    Raises NoPyTorch if there is none, if its ``version.py`` is incomplete, or if `python` cannot be run.
+    Raise NoPyTorch if there is none, if its ``version.py`` is incomplete, or if `python` cannot be run.
     """
     metadata = torch_metadata() if python is None else _metadata_of(python)
     if metadata["origin"] is None:
@@ -48,8 +48,8 @@ def _metadata_of(python: str) -> dict:
     command = shutil.which(os.path.expanduser(python))
     if command is None:
         raise NoPyTorch(f"{python!r} is not an interpreter: a path as in ~/venv/bin/python, or a command on the PATH")
-    # Not by the file's path, which would put fpxbench's modules before the standard library's; nor in this folder,
-    # which may be a checkout of PyTorch.
+    # Running the file by its path would put fpxbench's modules before the standard library's; and the working folder
+    # may be a checkout of PyTorch.
     source = Path(torch_metadata_module.__file__).read_text(encoding="utf-8")
     try:
         done = subprocess.run([os.path.abspath(command), "-c", source], capture_output=True, text=True, cwd="/",

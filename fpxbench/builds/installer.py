@@ -1,7 +1,7 @@
 """Install packages with uv if it is available, else with pip.
 
-Both look where the user's pip configuration says, and both can be interrupted. `tools/venv.py` uses this module before
-anything is installed, so that importing it needs the standard library alone.
+Both follow the user's pip configuration, and both can be interrupted. `tools/venv.py` uses this module before anything
+is installed, so importing it requires only the standard library.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class NoInstaller(RuntimeError):
 
 
 def choose_installer() -> str:
-    """Return ``uv`` or ``pip``. Raises NoInstaller, and ValueError where FPX_INSTALLER names anything else."""
+    """Return ``uv`` or ``pip``. Raise NoInstaller, and ValueError if FPX_INSTALLER names anything else."""
     choice = os.environ.get(CHOICE_VARIABLE, "")
     if choice not in ("", "uv", "pip"):
         raise ValueError(f"{CHOICE_VARIABLE}={choice!r}: uv or pip")
     if choice == "uv" or not choice and shutil.which("uv"):
         if not shutil.which("uv"):
-            raise NoInstaller(f"{CHOICE_VARIABLE}=uv, and no uv is on the PATH")
+            raise NoInstaller(f"{CHOICE_VARIABLE}=uv, but no uv is on the PATH")
         return "uv"
     if importlib.util.find_spec("pip") is None:
         raise NoInstaller(f"{sys.executable} has no pip, and no uv is on the PATH: `python -m ensurepip` installs pip")
@@ -58,7 +58,7 @@ def choose_installer() -> str:
 
 
 def make_venv(folder: Path, with_pip: bool = False) -> None:
-    """Create a virtual environment of this Python. Raises NoInstaller, and OSError for a full disk."""
+    """Create a virtual environment of this Python. Raise NoInstaller, and OSError for a full disk."""
     command = [sys.executable, "-m", "venv", *([] if with_pip else ["--without-pip"]), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -114,7 +114,7 @@ def isolated_environment(environment: dict[str, str] | None = None) -> dict[str,
 
 
 def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return `environment` without fpxbench's and asv's variables: a child is told its settings otherwise."""
+    """Return `environment` without fpxbench's and asv's variables: a child gets its settings in other ways."""
     return {name: value for name, value in environment.items() if not name.startswith(("FPX_", "ASV"))}
 
 
@@ -141,7 +141,8 @@ def _uv_settings(environment: dict[str, str]) -> Iterator[str]:
 
 
 def uv_options(settings: PipSettings) -> Iterator[str]:
-    """Yield pip's places as options of uv. As with pip, the best version of all indexes wins, not the first index's."""
+    """Yield pip's indexes as options of uv. As with pip, the best version of all indexes wins, not the first index's.
+    """
     yield from ("--index-strategy", "unsafe-best-match")
     if settings.no_index:
         yield "--no-index"
@@ -155,7 +156,7 @@ def uv_options(settings: PipSettings) -> Iterator[str]:
         yield from ("--allow-insecure-host", host)
 
 
-# What went wrong, read from the log.
+# The reason for a failure, from the log.
 
 
 def tail(log: Path) -> str:

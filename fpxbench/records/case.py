@@ -21,13 +21,13 @@ from fpxbench.records.fields import Dimension, Tokens
 Activation = Literal["bf16", "fp16"]
 
 Part = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$", max_length=80)]
-"""Of an id, which becomes a file name and a link."""
+"""A part of an id, which becomes a file name and a link."""
 SchemePart = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=80)]
-"""Like `Part`; a + joins the weight's and the activations'."""
+"""Like `Part`; a + joins the weight's format and the activations'."""
 
 
 class Routing(StrEnum):
-    """How tokens are spread over experts. `fpxbench.checking.routing` draws one from a seed."""
+    """The distribution of tokens over experts. `fpxbench.checking.routing` draws one from a seed."""
 
     UNIFORM = "uniform"
     """Each token to different experts, all equally likely."""
@@ -43,7 +43,7 @@ _OF_EXPERTS = ("experts", "experts_per_token", "routing")
 
 
 class Case(BaseModel):
-    """One implementation, scheme, workload and activation dtype to check and time. Self-contained, and JSON.
+    """One implementation, scheme, workload and activation dtype to check and time. Self-contained; stored as JSON.
 
     If `experts` is given, the weight is [E, N, K], and each of M tokens is multiplied by `experts_per_token` experts:
     M x `experts_per_token` rows, sorted by expert. Other cases do not have these fields in JSON.
@@ -66,9 +66,9 @@ class Case(BaseModel):
     def _experts_are_complete(self) -> Self:
         given = [getattr(self, name) is not None for name in _OF_EXPERTS]
         if any(given) and not all(given):
-            raise ValueError("a case of experts has experts, experts_per_token and routing, all three")
+            raise ValueError("a case with experts needs experts, experts_per_token and routing")
         if self.experts and self.experts_per_token and self.experts_per_token > self.experts:
-            raise ValueError(f"{self.experts_per_token} experts a token, of {self.experts}")
+            raise ValueError(f"{self.experts_per_token} experts per token, but only {self.experts} experts")
         return self
 
     @model_serializer(mode="wrap")
@@ -78,18 +78,18 @@ class Case(BaseModel):
 
     @property
     def shape(self) -> str:
-        """The sizes for people: ``M = 16, N = 5760, K = 2880, 32 experts, 4 a token, uniform``."""
+        """The sizes for display: ``M = 16, N = 5760, K = 2880, 32 experts, 4 a token, uniform``."""
         experts = f", {self.experts} experts, {self.experts_per_token} a token, {self.routing}" if self.experts else ""
         return f"M = {self.m}, N = {self.n}, K = {self.k}{experts}"
 
     @property
     def rows(self) -> int:
-        """How many rows are multiplied: M, or of experts each token once for each of its experts."""
+        """Number of rows that are multiplied: M, or with experts M x `experts_per_token`."""
         return self.m * (self.experts_per_token or 1)
 
     @property
     def weights(self) -> int:
-        """How many weights are stored: N times K, times the experts."""
+        """Number of stored weights: N x K, times the number of experts."""
         return self.n * self.k * (self.experts or 1)
 
     @property
@@ -110,12 +110,12 @@ class Case(BaseModel):
 
     @property
     def layer(self) -> str:
-        """What implementations compete on: ``llama2-7b.qkv/m1/bf16``."""
+        """The layer that implementations are compared on: ``llama2-7b.qkv/m1/bf16``."""
         return f"{self.workload}/m{self.m}/{self.activation}"
 
 
 def split_id(case_id: str) -> dict[str, str]:
-    """Return the parts of a case id. Raise ValueError if it is not one."""
+    """Return the parts of a case id by name. Raise ValueError if `case_id` is not one."""
     match = re.fullmatch(
         r"(?P<implementation>[^/]+)/(?P<scheme>[^/]+)/(?P<workload>[^/]+)/m(?P<m>\d+)/(?P<activation>bf16|fp16)",
         case_id,

@@ -1,6 +1,6 @@
-"""What messages of compilers and frameworks mean: one table from patterns to kinds.
+"""Classify messages of compilers and frameworks, by one table from patterns to kinds.
 
-The messages are those of Triton 3.0 to 3.9, LLVM, ptxas and PyTorch, as printed.
+The patterns match messages of Triton 3.0 to 3.9, LLVM, ptxas and PyTorch, as printed.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ LONGEST = 300
 REFUSALS = frozenset({
     Kind.UNSUPPORTED_ROUNDING, Kind.UNSUPPORTED_CONVERSION, Kind.UNSUPPORTED_DTYPE, Kind.UNSUPPORTED_ARCH,
 })
-"""A compiler that says one of these refuses; with any other kind it fails."""
+"""Kinds of message by which a compiler refuses; with any other kind it fails."""
 
-# The most specific first. Group 1 is the cause: the part that is the same for all that failed for one reason.
+# The most specific first. Group 1 is the cause: the part that all failures with one reason have in common.
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple((kind, re.compile(pattern)) for kind, pattern in (
     (Kind.UNSUPPORTED_DTYPE, r"(type (?:fp8|f8)\w+ not supported in this architecture)[^\"\n]*"),
     (Kind.UNSUPPORTED_DTYPE, r"(fp8\w+ data type is not supported on CUDA arch < \d+)"),
@@ -68,12 +68,12 @@ class CompilerMessage(NamedTuple):
 
     @property
     def by_assembler(self) -> bool:
-        """Whether ptxas rejected the code: the compiler had accepted it."""
+        """Whether ptxas rejected the code, which the compiler had accepted."""
         return self.text.startswith("ptxas:")
 
 
 def find_message(text: str) -> CompilerMessage | None:
-    """Return the most specific message that `text` holds, or None if it holds none that is known."""
+    """Return the most specific known message in `text`, or None."""
     for kind, pattern in _PATTERNS:
         if match := pattern.search(text):
             return CompilerMessage(kind, _PTXAS_PLACE.sub("ptxas:", match[0]).strip()[:LONGEST], match[1])
@@ -84,5 +84,5 @@ _SOURCE = re.compile(r"\s*at \d+:\d+:\n.*\n[ \t]*\^[ \t]*(?:\n|$)", re.DOTALL)
 
 
 def without_source(message: str) -> str:
-    """Return a message of Triton's without its ``at 4:26:``, the source code that follows and the caret below it."""
+    """Return a message of Triton's without its location (``at 4:26:``), source excerpt and caret."""
     return _SOURCE.sub("", message, count=1).strip()

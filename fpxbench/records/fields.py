@@ -1,7 +1,7 @@
-"""Types of a record's fields, each bounded to what it can mean.
+"""Types of a record's fields, each bounded to meaningful values.
 
-Records come from other machines. A number far outside what can be measured (10**30 tokens, 1e308 µs) makes a line a
-broken one, which is reported and skipped. Text is cut to a length that a page can show.
+Records come from other machines. A line with a number far outside what can be measured (10**30 tokens, 1e308 µs) is
+broken: it is reported and skipped. Text is cut to a length that a page can show.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 
 LARGEST = 1e100
-"""Of any number: past every ratio of two 16- or 32-bit floats, and its square is still a float64."""
+"""Largest magnitude of any number: above every ratio of two 32-bit floats, and its square is finite in float64."""
 LONGEST_TIME_US = 1e12
 """Eleven days."""
 LARGEST_DIMENSION = 2**31
 LARGEST_INTEGER = 2**62
-"""What SQLite, JavaScript's readers and NumPy's int64 can hold."""
+"""Largest integer, which SQLite, JavaScript's readers and NumPy's int64 can hold."""
 
 _MOST_NODES, _DEEPEST, _LONGEST_TEXT = 20_000, 16, 8192
 
@@ -27,7 +27,7 @@ def _finite(value: float | None) -> float | None:
     if value is not None and not math.isfinite(value):
         raise ValueError(f"{value} cannot be stored: JSON has no such number")
     if value is not None and abs(value) > LARGEST:
-        raise ValueError(f"{value:g} is no measurement: its size is above {LARGEST:g}")
+        raise ValueError(f"{value:g} is not a measurement: its magnitude is above {LARGEST:g}")
     return value
 
 
@@ -84,7 +84,7 @@ Integer = Annotated[int, Field(ge=-LARGEST_INTEGER, le=LARGEST_INTEGER)]
 Tokens = Annotated[int, Field(ge=0, le=LARGEST_DIMENSION)]
 Dimension = Annotated[int, Field(ge=1, le=LARGEST_DIMENSION)]
 
-# Names become file names and links: a record from another machine must not smuggle a path or a tag through them.
+# Names become file names and links: a record from another machine must not inject a path or a tag through them.
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=120)]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]*$", max_length=120)]
 """A commit, a digest, a version; may be empty."""

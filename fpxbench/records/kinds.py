@@ -1,6 +1,6 @@
-"""The kinds of mistake: the one table that the code, the pages and the docs read.
+"""The kinds of mistake: one table for the code, the pages and the docs.
 
-A new kind is one entry here, then code that emits it and an example of the fault among the tests.
+A new kind needs an entry here, code that emits it, and an example of the fault among the tests.
 ``tests/records/test_kinds.py`` fails for a kind that nothing emits, or that a stage emits without being listed.
 ``python tools/kinds_table.py`` writes the table into docs/verdicts.md.
 """
@@ -47,7 +47,7 @@ class Kind(StrEnum):
     predicate: str
     seen: str
 
-    # With defaults, because type checkers take `Kind("scaled")` for a call of this.
+    # With defaults, because type checkers treat `Kind("scaled")` as a call of this.
     def __new__(cls, name: str, group: Group = Group.RESULT, emitted_by: Stage = Stage(0), predicate: str = "",     # noqa: B008
                 seen: str = "") -> Kind:
         kind = str.__new__(cls, name)
@@ -85,15 +85,15 @@ class Kind(StrEnum):
 
     FORMAT_MISTAKEN = ("format_mistaken", Group.CODES, Stage.PRODUCT,
                        "reads codes as another format's",
-                       "Codes are decoded by another format's table, or their bits are read otherwise, which is named: "
-                       "E2M3 for E3M2, INT4 for E2M1, two's complement for sign and magnitude, bits in reverse order.")
+                       "Codes are decoded with another format's table or bit layout, which is named: E2M3 for E3M2, "
+                       "INT4 for E2M1, two's complement for sign and magnitude, bits in reverse order.")
 
     # ---- how values become codes
 
     DOUBLE_ROUNDING = ("double_rounding", Group.ROUNDING, Stage.STORED | Stage.CASTS | Stage.TARGETS,
                        "rounds twice",
-                       "Codes are as if rounded through a narrower type first (fp32 → bf16 → fp8), a scale rounded to "
-                       "16 bits included.")
+                       "Codes are as if values, or their scale, were rounded to a narrower type first (fp32 → bf16 → "
+                       "fp8).")
     TIES_AWAY = ("ties_away", Group.ROUNDING, Stage.CONTRACT | Stage.STORED | Stage.CASTS | Stage.TARGETS,
                  "rounds ties away from zero",
                  "Halfway values go to the larger neighbour, not to the even one.")
@@ -110,19 +110,19 @@ class Kind(StrEnum):
                        "Values go to either neighbour at random, but not in proportion to their place between the two.")
     OVERFLOW_NAN = ("overflow_nan", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS,
                     "overflows to NaN",
-                    "Past the largest value there is NaN, where the scheme or the dtype asks otherwise.")
+                    "Values beyond the largest become NaN, though the scheme or the dtype requires otherwise.")
     OVERFLOW_INF = ("overflow_inf", Group.ROUNDING, Stage.PRODUCT | Stage.STORED | Stage.CASTS,
                     "overflows to infinity",
-                    "Past the largest value there is infinity, where the scheme or the dtype asks otherwise.")
+                    "Values beyond the largest become infinity, though the scheme or the dtype requires otherwise.")
     SATURATED = ("saturated", Group.ROUNDING, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED | Stage.CASTS,
                  "saturates",
-                 "Values stop at a maximum, where the scheme or the dtype asks otherwise.")
+                 "Values are clamped to a maximum, though the scheme or the dtype requires otherwise.")
 
     # ---- where a code is stored
 
     NIBBLE_SWAP = ("nibble_swap", Group.LAYOUT, Stage.PRODUCT | Stage.CASTS,
                    "swaps nibbles",
-                   "The halves of a byte change places: neighbouring 4-bit codes, or the halves of an 8-bit code.")
+                   "The halves of a byte are exchanged: neighbouring 4-bit codes, or the halves of an 8-bit code.")
     PLANE_SWAP = ("plane_swap", Group.LAYOUT, Stage.PRODUCT,
                   "swaps planes",
                   "Codes, or parts of their bits, are taken from another plane of the packed bytes.")
@@ -133,7 +133,7 @@ class Kind(StrEnum):
                          "hides it.")
     CODE_PERMUTED = ("code_permuted", Group.LAYOUT, Stage.PRODUCT,
                      "reads codes from other places",
-                     "Whole codes are read from other positions, by a rule that no known layout has; the rule is "
+                     "Whole codes are read from other positions, in an order that no known layout has; the order is "
                      "given.")
 
     OUTPUT_PERMUTED = ("output_permuted", Group.LAYOUT, Stage.PRODUCT,
@@ -145,14 +145,14 @@ class Kind(StrEnum):
 
     SCALE_MISSING = ("scale_missing", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
                      "leaves a scale out",
-                     "A scale, or one level of two, is not applied, or every stored one is 1.")
+                     "A scale, or one of two levels, is not applied, or every stored scale is 1.")
     SCALE_TRANSPOSED = ("scale_transposed", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT | Stage.STORED,
                         "applies scales along the wrong axis",
                         "Scales of rows act on columns, or the matrix of scales is read or stored column by column.")
     SCALED = ("scaled", Group.SCALES, Stage.PRODUCT | Stage.STORED | Stage.TARGETS,
               "is off by one factor",
-              "Every weight is the same factor times its value, NaN and -0 as they are: a product or a scale off by "
-              "that factor, an E8M0 exponent read one off, a bias read one off without its special codes.")
+              "Every weight is off by the same factor, but NaN and -0 are right: a product or a scale off by that "
+              "factor, an E8M0 exponent read one off, a bias read one off without its special codes.")
     WRONG_MAX = ("wrong_max", Group.SCALES, Stage.PRODUCT | Stage.STORED,
                  "scales by the wrong maximum",
                  "Scales are made from another format's maximum (448, 240, 224); in MX from another emax, so that "
@@ -170,7 +170,7 @@ class Kind(StrEnum):
                       "Each weight is divided by its block scale.")
     SCALE_BITS_AS_VALUE = ("scale_bits_as_value", Group.SCALES, Stage.PRODUCT,
                            "takes the bits of a scale for its value",
-                           "A stored scale's code, or its exponent field, is multiplied by as an integer.")
+                           "Weights are multiplied by a stored scale's code, or its exponent field, as an integer.")
     SCALE_NARROWED = ("scale_narrowed", Group.SCALES, Stage.PRODUCT,
                       "passes scales through a narrower type",
                       "Scales are right within a range, and 0, infinite or clamped outside it, as when they pass "
@@ -181,8 +181,8 @@ class Kind(StrEnum):
                        " as infinity.")
     SCALE_MISREAD = ("scale_misread", Group.SCALES, Stage.PRODUCT,
                      "reads scale codes as other numbers",
-                     "Each scale code multiplies by one number, not its own: another format's, without mantissa, or "
-                     "none known.")
+                     "Each scale code is decoded to one wrong number: another format's, one without mantissa, or an "
+                     "unknown one.")
     GLOBAL_SCALE_MISSING = ("global_scale_missing", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                             "leaves the second-level scale out",
                             "The scale of the whole tensor is not applied.")
@@ -192,14 +192,14 @@ class Kind(StrEnum):
                              "not divided by.")
     GLOBAL_SCALE_MISREAD = ("global_scale_misread", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                             "applies another second-level scale",
-                            "The factor of the whole tensor depends otherwise on its scale: squared, a root, or a "
-                            "constant of its own.")
+                            "Weights are multiplied by the square or the root of the whole tensor's scale, or by a "
+                            "constant.")
     SCALE_SWIZZLED = ("scale_swizzled", Group.SCALES, Stage.PRODUCT,
                       "reads scales in the tiled order of tensor cores",
                       "Block scales stored row by row are read in the order of 128 x 4 tiles, or the reverse.")
     SCALE_SHARED = ("scale_shared", Group.SCALES, Stage.CONTRACT | Stage.PRODUCT,
                     "gives several blocks one scale",
-                    "Neighbouring blocks or rows are multiplied by one scale, that of one of them.")
+                    "Neighbouring blocks or rows are all multiplied by the scale of one of them.")
     SCALE_PERMUTED = ("scale_permuted", Group.SCALES, Stage.PRODUCT,
                       "reads scales from other blocks",
                       "Each block is multiplied by the scale of another one, by the stated rule, or by no known rule.")
@@ -207,7 +207,7 @@ class Kind(StrEnum):
                            "takes blocks for longer or shorter ones",
                            "Scales change along K after another number of weights than the scheme's block.")
     SCALE_PADDING_READ = ("scale_padding_read", Group.SCALES, Stage.PRODUCT,
-                          "multiplies by what is no scale",
+                          "multiplies by numbers that are not scales",
                           "Some blocks are multiplied by a factor that no stored scale has: padding of the scale "
                           "tensor, or memory beside it.")
     SCALE_ONE_STEP_HIGH = ("scale_one_step_high", Group.SCALES, Stage.STORED,
@@ -233,8 +233,8 @@ class Kind(StrEnum):
 
     ACTIVATION_QUANTIZED = ("activation_quantized", Group.ACTIVATIONS, Stage.CONTRACT,
                             "quantizes activations without saying so",
-                            "The product is that of an activation rounded to a few bits, which neither the scheme nor "
-                            "the implementation declares.")
+                            "The activation is rounded to a few bits, which neither the scheme nor the implementation "
+                            "declares.")
 
     NONFINITE_SPREADS = ("nonfinite_spreads", Group.ACTIVATIONS, Stage.CONTRACT,
                          "lets NaN of one token reach others",
@@ -244,8 +244,8 @@ class Kind(StrEnum):
 
     EXPERT_MISTAKEN = ("expert_mistaken", Group.EXPERTS, Stage.PRODUCT,
                        "multiplies tokens by another expert's weight",
-                       "All rows of an expert are multiplied by another one's weight, or rows by others' weights "
-                       "by no rule.")
+                       "All rows of an expert are multiplied by another expert's weight, or single rows by other "
+                       "weights without a known rule.")
     EXPERT_BOUNDARY = ("expert_boundary", Group.EXPERTS, Stage.PRODUCT,
                        "takes the rows of an expert from the wrong place",
                        "Rows at the boundary of two experts are multiplied by the neighbour's weight: offsets are read "
@@ -314,8 +314,8 @@ class Kind(StrEnum):
                      "Two calls run at once on two streams, and a product is wrong that is right alone.")
     READS_UNWRITTEN = ("reads_unwritten", Group.CALL, Stage.CONTRACT,
                        "reads memory that was never written",
-                       "Right where new memory holds zeros, wrong where it holds NaN or large numbers: padding is "
-                       "multiplied, say.")
+                       "Right where new memory holds zeros, wrong where it holds NaN or large numbers; padding is "
+                       "multiplied, for example.")
     OUTPUT_CHANGED = ("output_changed", Group.CALL, Stage.CONTRACT,
                       "returns an output that changes afterwards",
                       "The output is computed on another stream or thread that nothing waits for, or its memory is "
@@ -357,7 +357,7 @@ class Kind(StrEnum):
                        "ptxas or the AMD assembler rejects the generated code.")
     COMPILER_ABORT = ("compiler_abort", Group.COMPILER, Stage.COMPILER,
                       "aborts inside the compiler",
-                      "LLVM or MLIR ends the process.")
+                      "LLVM or MLIR aborts the process.")
     PASS_FAILED = ("pass_failed", Group.COMPILER, Stage.COMPILER,
                    "fails in a compiler pass",
                    "A pass over the intermediate code reports a failure.")
@@ -367,7 +367,7 @@ class Kind(StrEnum):
 
 
 def sibling_kind(specials: str) -> Kind:
-    """Return the kind of taking codes of a format with these special values (`Format.specials`) for its sibling's."""
+    """Return the kind of mistaking codes of a format with these `Format.specials` for its sibling's."""
     return Kind.FNUZ_AS_FN if specials == "fnuz" else Kind.FN_AS_FNUZ
 
 

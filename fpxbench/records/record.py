@@ -1,4 +1,4 @@
-"""The record: one case on one build on one machine, as stored: one JSON line.
+"""The record of one case on one build on one machine, stored as one JSON line.
 
 Other machines write records and other programs read them, so the schema is the contract. `Record.SCHEMA` is its
 version, readers accept older ones, and states that must not exist (a wrong result with a time) cannot be written.
@@ -33,7 +33,7 @@ from fpxbench.records.fields import (
 from fpxbench.records.verdict import Status, Verdict
 
 OVER_ROOFLINE = 1.1
-"""Useful bandwidth may exceed the measured one by this factor before it is called impossible: that is measured too."""
+"""Useful bandwidth may exceed the machine's by this factor before it is flagged, since both are measured."""
 
 
 class Flag(StrEnum):
@@ -68,7 +68,7 @@ class Flag(StrEnum):
     SHARED_DEVICE = (
         "shared_device",
         "Another process used the GPU when the timing began: it did not become idle within seconds, although all other"
-        " cases of the sweep stood still. Times and speedup are those of a share of the device.",
+        " cases of the sweep were paused. Times and speedup are those of a share of the device.",
     )
     NOISY = ("noisy", "The 95% interval of the median is wider than ±5%: small differences are not significant.")
     KEEPS_DECODED_COPY = (
@@ -114,7 +114,7 @@ class StoredRecord(RecordPart):
 
     schema_version: int = Field(default=None, alias="schema", validate_default=True)
 
-    if TYPE_CHECKING:       # every class has them, at the place in its line where they read best
+    if TYPE_CHECKING:       # each class defines them, where they read best in its line
         machine: Machine
         build: Build
 
@@ -294,7 +294,7 @@ class Properties(RecordPart):
     sum_order: Label | None = None
     """The order of additions as text: ``in blocks of 32``."""
     sum_block: Count | None = None
-    """How many neighbouring products are summed before others are added."""
+    """Number of neighbouring products that are summed before others are added."""
     error_factor: Rate | None = None
     """Root mean square error relative to the largest that the declared roundings allow; wrong above
     `error_threshold`."""
@@ -303,7 +303,7 @@ class Properties(RecordPart):
     """How outputs are rounded: ``to nearest``, ``toward zero``. None if the outputs do not show it."""
 
     def messages(self) -> dict[str, str]:
-        """Return what was measured as text, by property: ``{"sums": "in 24 bits, in blocks of 32"}``."""
+        """Return the measured properties as text, by name: ``{"sums": "in 24 bits, in blocks of 32"}``."""
         found: dict[str, str] = {}
         if self.repeatable is not None:
             found["repeats"] = (f"{'the same bits' if self.repeatable else 'different bits, all within the tolerance,'}"
@@ -370,5 +370,5 @@ class Record(StoredRecord):
         if self.timing is not None and self.verdict.status is not Status.OK:
             raise ValueError(f"a case that is {self.verdict.status} has no timing")
         if self.timing is None and self.verdict.status is Status.OK and not self.no_timing:
-            raise ValueError("a right case without a timing must say why (no_timing)")
+            raise ValueError("a correct case without a timing needs a reason (no_timing)")
         return self

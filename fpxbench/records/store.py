@@ -21,13 +21,13 @@ from typing_extensions import TypeVar
 
 from fpxbench.records.record import Build, Record, StoredRecord
 
-# A record is a few kB; a line far beyond that is damage, and is not worth the memory.
+# A record is a few kB; a much longer line is corrupt, and not worth the memory.
 MAX_LINE_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
 class BrokenLine:
-    """A line that is not a record, and why it is not."""
+    """A line that is not a record, with the reason."""
 
     path: Path
     number: int
@@ -61,7 +61,7 @@ class Store(Generic[R]):
         return sorted(path.parent.name for path in self.root.glob(f"*/{self.of.FOLDER}") if any(path.glob("*.jsonl")))
 
     def make_folder(self) -> None:
-        """Make the results folder before anything is measured. Raise OSError naming it if that cannot be done."""
+        """Make the results folder, before anything is measured. Raise OSError with its name if that fails."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -71,7 +71,7 @@ class Store(Generic[R]):
     def append(self, record: R) -> None:
         """Add one record, in one write under a lock, so that two sweeps into one folder lose nothing.
 
-        Half a line that a killed writer left behind is closed first, and costs only itself.
+        A partial line that a killed writer left behind is terminated first, so that only it is lost.
         """
         path = self.file(record.machine.name, record.build)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ class Store(Generic[R]):
             file.flush()
 
     def read(self, path: Path) -> tuple[list[R], list[BrokenLine]]:
-        """Return the records of one file, oldest first, and the lines that are none."""
+        """Return the records of one file, oldest first, and its broken lines."""
         records: list[R] = []
         broken: list[BrokenLine] = []
         with open(path, "rb") as file:
@@ -103,7 +103,7 @@ class Store(Generic[R]):
         return records, broken
 
     def read_all(self) -> tuple[list[R], list[BrokenLine]]:
-        """Return all records under the folder, and the lines that are none."""
+        """Return all records under the folder, and the broken lines."""
         records: list[R] = []
         broken: list[BrokenLine] = []
         for path in self.files():
@@ -122,7 +122,7 @@ def latest(records: list[R]) -> list[R]:
 
 
 def _lines(file) -> Iterator[bytes]:
-    """Yield the lines; of one that is too long no more than shows that it is."""
+    """Yield the lines, those longer than `MAX_LINE_BYTES` cut to one byte more."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := file.readline(MAX_LINE_BYTES + 1)) and not rest.endswith(b"\n"):
@@ -131,7 +131,7 @@ def _lines(file) -> Iterator[bytes]:
 
 
 def first_mistake(error: ValueError) -> str:
-    """Return what is wrong with a line in one sentence: of a ValidationError the first field and its fault."""
+    """Return why a line is broken, in one sentence; for a ValidationError, the first field and its error."""
     if not isinstance(error, ValidationError):
         return str(error)
     first = error.errors(include_url=False, include_input=False)[0]

@@ -1,4 +1,4 @@
-"""Records in Python: as objects, and as a table."""
+"""Load records in Python, as objects or as a table."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Records(list[Record]):
         self.broken_lines = list(broken_lines)
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """Return one flat dict per record: ``case.scheme``, ``verdict.status``, ``timing.median_us``, … Lists stay."""
+        """Return one dict per record, flattened except for lists: ``case.scheme``, ``timing.median_us``, …"""
         return [_flat(record.model_dump(mode="json")) for record in self]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a DataFrame with a row per record. Raise ImportError where pandas is not installed."""
+        """Return a DataFrame with a row per record. Raise ImportError if pandas is not installed."""
         try:
             import pandas
         except ImportError as error:
@@ -37,7 +37,7 @@ class Records(list[Record]):
         return pandas.DataFrame(self.to_rows())
 
     def to_arrow(self) -> pyarrow.Table:
-        """Return an Arrow table with a row per record. Raise ImportError where pyarrow is not installed."""
+        """Return an Arrow table with a row per record. Raise ImportError if pyarrow is not installed."""
         try:
             import pyarrow
         except ImportError as error:
@@ -64,7 +64,7 @@ def load_records(results: str | Path = "results", *, latest: bool = True) -> Rec
 def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, entry in value.items():
-        # Evidence and the facts of a machine have keys of their own in each record, and are one column of text each.
+        # Evidence and a machine's facts have different keys in each record, so each becomes one column of text.
         if isinstance(entry, dict) and name in ("evidence", "facts"):
             flat[prefix + name] = ", ".join(f"{key}: {content}" for key, content in entry.items())
         elif isinstance(entry, dict):
@@ -75,7 +75,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _column(values: list[Any]) -> list[Any]:
-    """Return values of one type: a whole number among floats is a float."""
+    """Return values of one type: integers among floats become floats."""
     if any(isinstance(value, float) for value in values):
         return [float(value) if isinstance(value, int) else value for value in values]
     return values

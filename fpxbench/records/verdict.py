@@ -1,4 +1,4 @@
-"""The verdict on a case: status, kind, evidence; and the verdict that a failure's message or exit code gives."""
+"""The verdict on a case (status, kind, evidence), and how a failure's message or exit code determines it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fpxbench.records.kinds import Kind
 
 
 class Status(StrEnum):
-    """What happened, worst first: the order of reports.
+    """The outcome of a case, worst first, as reports are ordered.
 
     An entry gives its name in records, its sign, a predicate that follows an implementation's name in a sentence, and
     its meaning.
@@ -25,7 +25,7 @@ class Status(StrEnum):
     predicate: str
     meaning: str
 
-    # With defaults, because type checkers take `Status("ok")` for a call of this.
+    # With defaults, because type checkers treat `Status("ok")` as a call of this.
     def __new__(cls, name: str, sign: str = "", predicate: str = "", meaning: str = "") -> Status:
         status = str.__new__(cls, name)
         status._value_ = name
@@ -47,7 +47,7 @@ BY_SEVERITY = tuple(Status)
 SEVERITY = {status: place for place, status in enumerate(BY_SEVERITY)}
 
 BROKEN = frozenset({Status.CRASH, Status.WRONG, Status.NONFINITE, Status.TIMEOUT, Status.OOM, Status.ERROR})
-"""Statuses of failures, as opposed to refused or not available."""
+"""Statuses of failures, as opposed to refusals and missing dependencies."""
 
 SIGNS = {status: status.sign for status in Status}
 
@@ -63,7 +63,7 @@ class Verdict(BaseModel):
     """One sentence."""
     evidence: Tree = Field(default_factory=dict)
     signal: Label | None = None
-    """``SIGSEGV``, … if the process was ended by one."""
+    """``SIGSEGV``, … if a signal ended the process."""
     exit_code: Integer | None = None
     log_tail: Log = ""
     """The last 4 kB of stdout and stderr, including native code's."""
@@ -95,7 +95,7 @@ def classify_exception(type_name: str, message: str, log_tail: str) -> Verdict:
 
 
 def with_log(verdict: Verdict, log_tail: str) -> Verdict:
-    """Return `verdict` with its log; an error without a cause takes the cause that native code printed there."""
+    """Return `verdict` with its log; an error without a known cause takes the cause that native code printed there."""
     open_question = verdict.status is Status.ERROR and verdict.kind in (None, Kind.PASS_FAILED)
     known = find_message(log_tail) if open_question else None
     if known is None:

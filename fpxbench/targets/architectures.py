@@ -58,5 +58,5 @@ def architectures_like(globs: list[str] | tuple[str, ...]) -> list[Architecture]
     for glob in globs:
         if not fnmatch.filter(ARCHITECTURES, glob):
             raise ValueError(f"no architecture {glob!r}: one of {', '.join(ARCHITECTURES)}")
-    return [arch for name,
-            arch in ARCHITECTURES.items() if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]
+    return [arch for name, arch in ARCHITECTURES.items()
+            if not globs or any(fnmatch.fnmatchcase(name, glob) for glob in globs)]

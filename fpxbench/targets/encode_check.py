@@ -81,8 +81,8 @@ def _named(codes: list[int], fmt: Format, source_name: str, expected: Rounding) 
     other = fmt.sibling
     if other is not None and found == _codes(fmt, source_name, expected, by=other):
         return sibling_kind(fmt.specials), f"gives {other.name}'s codes"
-    if all(code == due or _is_subnormal(due, fmt) for code,
-           due in zip(codes, _codes(fmt, source_name, expected), strict=True)):
+    if all(code == due or _is_subnormal(due, fmt)
+           for code, due in zip(codes, _codes(fmt, source_name, expected), strict=True)):
         return Kind.SUBNORMAL_WRONG, "gives subnormal numbers another code"
     return Kind.INACCURATE, f"gives another code than rounding {requested} does"
 

@@ -333,7 +333,6 @@ def probes_like(globs: Sequence[str]) -> list[ProbeSpec]:
 def _operations_of(globs: Sequence[str]) -> list[Operation]:
     """Return the operations that the globs may match: listing the others could import PyTorch for nothing."""
     firsts = [glob.split("/")[0] for glob in globs]
-    return [operation for name,
-            operation in OPERATIONS.items() if not firsts or any(fnmatch.fnmatchcase(name, first)
-                                                                 for first in firsts)] \
-        or list(OPERATIONS.values())
+    matching = [operation for name, operation in OPERATIONS.items()
+                if not firsts or any(fnmatch.fnmatchcase(name, first) for first in firsts)]
+    return matching or list(OPERATIONS.values())

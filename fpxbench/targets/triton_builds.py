@@ -39,8 +39,8 @@ class TritonInstall:
     @property
     def environment(self) -> dict[str, str]:
         path = {"PYTHONPATH": str(self.folder)} if self.folder else {}
-        return {name: value for name,
-                value in os.environ.items() if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
+        return {name: value for name, value in os.environ.items()
+                if not name.startswith(("TRITON_", "PYTHONPATH"))} | path
 
 
 def normal_name(requested: str) -> str:

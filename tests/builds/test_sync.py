@@ -213,7 +213,7 @@ def test_an_index_that_suddenly_lists_nothing_is_a_problem_and_marks_nothing(tim
         index.wheels = []
         result = run(timeline, index)
     assert result.vanished == [] and not any(entry.marks for entry in timeline.entries())
-    assert "lists no build of PyTorch, and used to list 2" in " ".join(result.problems)
+    assert "lists no build of PyTorch, but used to list 2" in " ".join(result.problems)
 
 
 def test_yanked_wheels_a_missing_wheel_and_a_missing_hash_are_marked(timeline):

@@ -168,7 +168,7 @@ def test_nightlies_come_from_the_index_of_their_variant(fpxbench, monkeypatch):
     (("show", "2.99"), "no build '2.99' is on the timeline"),
     (("list", "--channel", "weekly"), "--channel 'weekly': choose from release, nightly, source"),
     (("sync", "--channel", "source"), "--channel 'source': choose release or nightly"),
-    (("sync", "--since", "yesterday"), "--since 'yesterday': a day as in 2026-01-01, or a version as in 2.9"),
+    (("sync", "--since", "yesterday"), "--since 'yesterday': a day such as 2026-01-01, or a version such as 2.9"),
     (("sync", "--since", "2026-02-30"), "--since '2026-02-30'"),
     (("sync", "--variant", "../cu130"), "--variant '../cu130': a variant has a name such as cpu, cu130 or rocm7.2"),
     (("sync", "--index", "wheels", "--variant", "cu130"), "--index and --variant exclude each other"),

@@ -45,7 +45,7 @@ def test_nor_is_one_read_back_from_a_file(status):
 
 
 def test_a_right_case_without_a_timing_says_why():
-    with pytest.raises(ValidationError, match="must say why"):
+    with pytest.raises(ValidationError, match="needs a reason"):
         Record(case=case(), build=BUILD, machine=CPU, verdict=Verdict(status=Status.OK))
     assert (
         Record(

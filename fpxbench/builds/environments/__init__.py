@@ -29,10 +29,10 @@ from fpxbench.builds.environments.specification import (
 from fpxbench.builds.installer import NoInstaller
 
 UNAVAILABLE = (IndexUnreachable, DiskFull, NoInstaller, NotInstalled)
-"""Why there is no environment although the build may be fine."""
+"""Reasons for a missing environment although the build may be fine."""
 
 REFUSED = (CannotInstall, NotOffered)
-"""Why this build cannot be measured here; others may."""
+"""Reasons why this build, but maybe not others, cannot be measured here."""
 
 __all__ = [
     "PARTS", "REFUSED", "UNAVAILABLE", "Builds", "CannotInstall", "DiskFull", "Environment", "EnvironmentSpec",

@@ -1,4 +1,4 @@
-"""The folder of environments: each is made once, under a lock, and is complete or absent.
+"""The folder of environments; each is made once, under a lock, and is complete or absent.
 
 ``ROOT/NAME/`` holds ``environment.json`` (written last), ``install.log``, ``venv/`` and ``shared/``. Users of an
 environment lock ``ROOT/NAME.lock`` shared; making or removing it takes an exclusive lock. A process that is killed
@@ -32,13 +32,13 @@ RETRY_AFTER_S = 24 * 3600
 
 _STATE = "environment.json"
 _LOG = "install.log"
-# A CPU build brings no Triton of its own, so that Triton may be missing beside a PyTorch.
+# A CPU build does not require Triton, so it may be missing beside PyTorch.
 _PROBES = {
     True: "from fpxbench.builds.installed import installed_build; build = installed_build(); import torch; "
           "print(build.model_dump_json())",
     False: "import triton",
 }
-"""What must run in an environment, with PyTorch and without."""
+"""The code that must run in an environment with PyTorch (True), or without."""
 
 
 class CannotInstall(RuntimeError):
@@ -52,7 +52,7 @@ class CannotInstall(RuntimeError):
 
 
 class IndexUnreachable(RuntimeError):
-    """The index did not answer, so that nothing is known about the build."""
+    """The index did not answer, so nothing is known about the build."""
 
 
 class DiskFull(RuntimeError):
@@ -64,7 +64,7 @@ class InUse(RuntimeError):
 
 
 def default_root() -> Path:
-    """Return ``.asv/env`` beside the timeline, or what FPX_ENVIRONMENTS names."""
+    """Return ``.asv/env`` beside the timeline, or the folder that FPX_ENVIRONMENTS names."""
     return Path(os.environ.get(ROOT_VARIABLE) or ".asv/env").absolute()
 
 
@@ -81,12 +81,12 @@ class Environment:
 
     @property
     def build(self) -> Build:
-        """The build as found in it; without PyTorch in it, as the timeline knows it."""
+        """The build that its PyTorch reports; without PyTorch, the timeline's."""
         return self.state.build or self.state.spec.build
 
     @property
     def size(self) -> int:
-        """Bytes on disk, files that uv linked from its cache included."""
+        """Size on disk in bytes, including files that uv linked from its cache."""
         return _size(self.folder)
 
     @property
@@ -104,10 +104,10 @@ class Environments:
 
     @contextmanager
     def lease(self, spec: EnvironmentSpec, retry: bool = False) -> Iterator[Environment]:
-        """Yield the environment, made if necessary; it cannot be removed until the context ends.
+        """Yield the environment, making it if necessary; it cannot be removed until the context ends.
 
-        Raises CannotInstall (`retry` repeats an attempt that failed less than a day ago), IndexUnreachable, DiskFull,
-        and NoInstaller or NotInstalled where this Python lacks a prerequisite.
+        Raise CannotInstall (`retry` repeats an attempt that failed less than a day ago), IndexUnreachable, DiskFull,
+        and NoInstaller or NotInstalled if this Python lacks a prerequisite.
         """
         folder = self.root / spec.name
         self.root.mkdir(parents=True, exist_ok=True)
@@ -115,7 +115,7 @@ class Environments:
             fcntl.flock(lock, fcntl.LOCK_SH)
             while (state := _usable(folder, spec, retry)) is None:
                 self._lock_exclusively(lock, spec)
-                if _usable(folder, spec, retry) is None:      # another process may have made it meanwhile
+                if _usable(folder, spec, retry) is None:      # another process may have made it in the meantime
                     self._make_usable(folder, spec)
                     retry = False
                 # Exchanging the lock for a shared one is not atomic: another process may remove the environment.
@@ -139,7 +139,7 @@ class Environments:
                 or not _python(folder).exists():
             self._make(folder, spec)
             return
-        # Made by another Python, or the shared libraries have changed since.
+        # It was made by another Python, or the shared libraries have changed since.
         unlinked = share(folder / "shared", _site_packages(folder))
         if unlinked and installer.install(installer.choose_installer(), unlinked, folder / _LOG,
                                           python=_python(folder)):
@@ -181,7 +181,7 @@ class Environments:
         _write(folder, state)
 
     def _fill(self, folder: Path, spec: EnvironmentSpec, chosen: str) -> tuple[str, Build | None]:
-        """Install and import the build; return why that failed (empty if it did not), and the build as found there."""
+        """Install and import the build; return why that failed (empty if it did not), and the build that it reports."""
         log = folder / _LOG
         log.touch()
         installer.make_venv(folder / "venv")
@@ -196,7 +196,7 @@ class Environments:
             output.write(f"$ python -c '{_PROBES[with_torch]}'\n{done.stderr}")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            return f"it was installed, and cannot be imported: {last[:300]}", None
+            return f"it was installed, but cannot be imported: {last[:300]}", None
         build = Build.model_validate_json(done.stdout.splitlines()[-1]) if with_torch else None
         if build is not None and build.key != spec.key:
             return f"the index gave PyTorch {build.torch} ({build.channel}, Triton {build.triton}) instead", None
@@ -208,7 +208,7 @@ class Environments:
 
     def _disk_full(self, spec: EnvironmentSpec) -> DiskFull:
         return DiskFull(
-            f"the disk of {self.root} is full, so that {spec.tag} ({spec.variant}) was not installed; the partial "
+            f"the disk of {self.root} is full, so {spec.tag} ({spec.variant}) was not installed; the partial "
             "environment has been removed. `fpxbench environments list` shows the size of each environment, and "
             "`fpxbench environments remove NAME` frees it"
         )
@@ -219,7 +219,7 @@ class Environments:
         return [(folder.name, Environment(folder, state) if (state := _read(folder)) else None) for folder in folders]
 
     def remove(self, name: str) -> int:
-        """Remove one; return the bytes that it took. Raises InUse, and FileNotFoundError for an unknown name."""
+        """Remove one; return its size in bytes. Raise InUse, and FileNotFoundError for an unknown name."""
         folder = self.root / name
         if name not in (known for known, _ in self.all()):
             raise FileNotFoundError(f"no environment {name!r} in {self.root}: `fpxbench environments list` shows them")
@@ -234,7 +234,7 @@ class Environments:
 
 
 def _usable(folder: Path, spec: EnvironmentSpec, retry: bool) -> EnvironmentState | None:
-    """Return the state of a finished environment that matches `spec` and need not be attempted again."""
+    """Return the state of a finished environment that matches `spec` and is not due for another attempt."""
     state = _read(folder)
     if state is None or state.spec.requirements != spec.requirements:
         return None
@@ -274,7 +274,7 @@ def _lock_file(folder: Path) -> Path:
 
 
 def _size(folder: Path) -> int:
-    """Return the bytes that the files of `folder` take, each file once however often it is linked."""
+    """Return the size on disk of the files of `folder` in bytes, counting hard-linked files once."""
     blocks: dict[int, int] = {}
     for path, _, names in os.walk(folder):
         for name in names:

@@ -36,7 +36,7 @@ class Installation(StoredRecord):
     at: Moment
     machine: Machine
     build: Build
-    """As the timeline knows it."""
+    """The timeline's description."""
     parts: Annotated[tuple[Label, ...], Field(max_length=10)]
     python: Label
     installer: Label
@@ -70,11 +70,11 @@ def record_installation(state: EnvironmentState, results: Path, timeline: Timeli
 
 @cache
 def _machine(name: str | None, device: str | None) -> Machine:
-    """Return this machine as the current PyTorch sees it, from a child process: the parent never imports torch."""
+    """Return this machine as the current PyTorch describes it, in a child process: the parent never imports torch."""
     done = subprocess.run([sys.executable, "-c", _DESCRIBE, device or "", name or ""], capture_output=True, text=True,
                           env=isolated_environment())
     if done.returncode == 0:
         return Machine.model_validate_json(done.stdout.splitlines()[-1])
-    # This Python has no PyTorch, or a broken one: the host's name serves.
+    # This Python has no PyTorch, or a broken one: use the host's name.
     host = platform.node()
     return Machine(name=name or f"host-{host.split('.')[0]}", device="unknown", arch=platform.machine(), host=host)

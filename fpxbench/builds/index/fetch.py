@@ -1,6 +1,6 @@
 """Fetch pages, files and parts of files from ``https:``, ``http:`` and ``file:`` addresses, with pip's settings.
 
-Every failure is one sentence that names the address, without its credentials.
+Every failure is reported in one sentence with the address, without credentials.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from fpxbench.builds.index.pip_settings import PipSettings
 
 MAX_PAGE_BYTES = 256 << 20
 MAX_RANGED_BYTES = 16 << 20
-"""Of one wheel: its list of files (2 MB for a PyTorch) and two small files. More is no longer cheap."""
+"""Largest part of one wheel that is read: its directory (2 MB for PyTorch) and two small files."""
 _TAIL_BYTES = 1 << 16
 
 
@@ -36,7 +36,7 @@ class Unreachable(RuntimeError):
 
 
 class NotThere(Unreachable):
-    """The server answers, and has nothing at this address."""
+    """The server answered that nothing is at this address."""
 
 
 class NoRanges(Unreachable):
@@ -56,7 +56,7 @@ class Page:
 
 
 def without_credentials(url: str) -> str:
-    """Return the address as it may be shown and stored: without user, password and query, which may be a signature."""
+    """Return the address without user, password and query (maybe a signature), so that it can be shown and stored."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
 
@@ -77,7 +77,7 @@ class Fetcher:
         if settings.proxy:
             self._session.proxies = {"http": settings.proxy, "https": settings.proxy}
         self._session.cert = settings.client_cert
-        # One retry for a server that does not answer, where pip makes five: a sync is repeated anyway.
+        # Retry a server that does not answer only once (pip: five times), since a sync is repeated anyway.
         retry = Retry(total=min(settings.retries, 3), read=min(settings.retries, 1), backoff_factor=0.25,
                       status_forcelist=(500, 502, 503, 504), raise_on_status=False)
         self._session.mount("https://", _Adapter(_trusting(settings.cert), max_retries=retry))
@@ -90,7 +90,7 @@ class Fetcher:
         self._total_s = max(settings.timeout_s, min(10 * settings.timeout_s, 300.0))
 
     def get(self, url: str, accept: str = "*/*") -> Page:
-        """Return the whole page. Raises NotThere, Unreachable."""
+        """Return the whole page. Raise NotThere, Unreachable."""
         if (path := local_path(url)) is not None:
             return _read(path, url)
         with self._request(url, {"Accept": accept}) as response:
@@ -102,13 +102,13 @@ class Fetcher:
     def open(self, url: str) -> BinaryIO:
         """Open the file at `url` for reading in parts, at most `MAX_RANGED_BYTES` in all.
 
-        Raises NotThere, NoRanges, Unreachable.
+        Raise NotThere, NoRanges, Unreachable.
         """
         if (path := local_path(url)) is not None:
             try:
                 return open(path, "rb")
             except FileNotFoundError:
-                raise NotThere(f"{path} does not exist any more") from None
+                raise NotThere(f"{path} no longer exists") from None
             except OSError as error:
                 raise Unreachable(f"{path} cannot be read: {error.strerror}") from error
         return io.BufferedReader(_RemoteFile(self, url), _TAIL_BYTES)
@@ -157,8 +157,8 @@ class Fetcher:
 
     def _secure(self, url: str) -> bool:
         parts = urlsplit(url)
-        if parts.scheme == "https" or {parts.hostname,
-                                       parts.netloc.rpartition("@")[2]} & set(self._settings.trusted_hosts):
+        names = {parts.hostname, parts.netloc.rpartition("@")[2]}
+        if parts.scheme == "https" or names & set(self._settings.trusted_hosts):
             return True
         try:
             return parts.hostname == "localhost" or ipaddress.ip_address(parts.hostname or "").is_loopback
@@ -244,7 +244,7 @@ def _day(header: str | None) -> str | None:
 
 
 def _reason(error: Exception, timeout_s: float) -> str:
-    """Return what happened, from the innermost of the errors that the libraries have wrapped."""
+    """Return the reason for `error`, from the innermost error that the libraries have wrapped."""
     chain: list[BaseException] = [error]
     while inner := getattr(chain[-1], "reason", None) or chain[-1].__cause__ or chain[-1].__context__:
         if not isinstance(inner, BaseException) or inner in chain:

@@ -77,7 +77,7 @@ def pip_locations(settings: PipSettings) -> list[IndexLocation]:
 
 
 def index_location(url: str, links: bool = False, arguments: tuple[str, ...] = ()) -> IndexLocation:
-    """Return the location of an address or a path. Raises ValueError for anything else."""
+    """Return the location of an address or a path. Raise ValueError for anything else."""
     scheme = urlsplit(url).scheme
     if scheme in ("", "file"):
         path = local_path(url) or Path(url).expanduser()
@@ -97,9 +97,9 @@ def extra_location(url: str) -> IndexLocation:
 
 
 def read_listing(location: IndexLocation, fetcher: Fetcher) -> Listing:
-    """Return what `location` lists of PyTorch; one of pip's own indexes may have no page for it, and lists nothing.
+    """Return the wheels of PyTorch that `location` lists: none for one of pip's own indexes without a page for PyTorch.
 
-    Raises Unreachable if it cannot be read completely; NotThere if the user named it and it has no such page.
+    Raise Unreachable if it cannot be read completely; NotThere if the user named it and it has no such page.
     """
     path = local_path(location.url)
     if path is not None and location.links and path.is_dir():
@@ -140,8 +140,8 @@ def _packages(page: Page) -> list[DistributionPackage]:
     except json.JSONDecodeError as error:
         raise Unreachable(f"{shown} broke off in the middle, or is not JSON: {error}. It was not used") from error
     except (ValidationError, UnsupportedRepoVersionError, UnexpectedRepoVersionWarning) as error:
-        reason = f"{error.errors()[0]['loc']}: {error.errors()[0]['msg']}" if isinstance(error,
-                                                                                         ValidationError) else error
+        first = error.errors()[0] if isinstance(error, ValidationError) else None
+        reason = f"{first['loc']}: {first['msg']}" if first else error
         raise Unreachable(f"{shown} is not the page of a package index: {reason}") from error
 
 

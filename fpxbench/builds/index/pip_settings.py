@@ -1,4 +1,4 @@
-"""Read pip's configuration by asking pip, so that its files, variables and precedence count as in pip."""
+"""Read pip's configuration from pip itself, which applies its files, variables and precedence."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PipSettings:
 def pip_settings(python: str = sys.executable) -> PipSettings:
     """Return the configuration of the pip of `python`, or of the pip on the PATH if that Python has none.
 
-    Raises NoPip if there is neither, or if pip reports its configuration as broken.
+    Raise NoPip if there is neither, or if pip reports its configuration as broken.
     """
     commands = [[python, "-m", "pip"], *([[found]] if (found := shutil.which("pip")) else [])]
     for command in commands:

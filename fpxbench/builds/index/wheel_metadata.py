@@ -23,7 +23,7 @@ _MAX_MEMBER_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class WheelMetadata:
-    """What a wheel requires and was built from."""
+    """The Triton that a wheel requires, and the commit that it was built from."""
 
     triton: str
     """``triton==3.7.1``, `NO_TRITON`, or `UNKNOWN_TRITON`."""
@@ -31,11 +31,11 @@ class WheelMetadata:
 
 
 def read_wheel_metadata(listed: ListedWheel, fetcher: Fetcher, with_git: bool = False) -> WheelMetadata:
-    """Return the metadata of one wheel: from the metadata file beside it if there is one, else from parts of the wheel.
+    """Return the metadata of one wheel, from the metadata file beside it if any, else from parts of the wheel.
 
-    `with_git`: always from the wheel (1.5 MB of a PyTorch's), as only the wheel has the upstream commit.
+    with_git : always read the wheel (1.5 MB of PyTorch's), since only it has the upstream commit
 
-    Raises NotThere if the wheel is gone, Unreachable if it cannot be read now.
+    Raise NotThere if the wheel is gone, Unreachable if it cannot be read now.
     """
     if listed.has_metadata is not False and not with_git:
         try:
@@ -62,8 +62,8 @@ def _from_wheel(file, listed: ListedWheel) -> WheelMetadata:
     name = listed.wheel.filename
     try:
         with zipfile.ZipFile(file) as wheel:
-            (metadata,) = (entry for entry in wheel.infolist() if re.fullmatch(r"torch-[^/]+\.dist-info/METADATA",
-                                                                               entry.filename))
+            (metadata,) = (entry for entry in wheel.infolist()
+                           if re.fullmatch(r"torch-[^/]+\.dist-info/METADATA", entry.filename))
             version_file = next((entry for entry in wheel.infolist() if entry.filename == "torch/version.py"), None)
             texts = [_member(wheel, entry) if entry else b"" for entry in (metadata, version_file)]
     except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
@@ -100,7 +100,7 @@ def _environment(filename: str) -> dict[str, str]:
     """Return the environment to evaluate markers in: the wheel's, not this machine's, so that every machine agrees."""
     tag = min(parse_wheel_filename(filename)[3], key=str)
     environment = {**cast(dict[str, str], default_environment()), "platform_system": "Linux", "sys_platform": "linux",
-                                   "os_name": "posix", "extra": ""}
+                   "os_name": "posix", "extra": ""}
     if match := re.fullmatch(r"cp(\d)(\d+)", tag.interpreter):
         environment |= {"python_version": f"{match[1]}.{match[2]}", "python_full_version": f"{match[1]}.{match[2]}.0"}
     if match := re.search(r"x86_64|aarch64|ppc64le|s390x", tag.platform):

@@ -43,7 +43,7 @@ class Identified(Protocol):
 
 
 def identity(build: Identified) -> dict[str, str | None]:
-    """Return what identifies a build. Changing this moves every stored result."""
+    """Return the fields that identify a build. Changing them moves every stored result."""
     known: dict[str, str | None] = {"channel": build.channel, "torch": build.label}
     if build.channel == "source":
         known |= {"git": build.git, "triton": build.triton}

@@ -1,4 +1,4 @@
-"""What is known about a build besides its identity: its date, where its wheels are, which Triton it is paired with.
+"""An entry of the timeline: a build's identity, date, wheels, and the Triton that it is paired with.
 
 All of this may become known late, or on one machine only, and none of it changes the build's hash.
 """
@@ -23,17 +23,17 @@ from fpxbench.builds.timeline.commit import as_json, commit_hash, identity, tag_
 from fpxbench.records.record import Build
 
 DEFAULT_VARIANT = "default"
-"""A wheel whose version names no device: what ``pip install torch`` installs on this platform."""
+"""The variant of a wheel whose version names no device, as ``pip install torch`` installs on this platform."""
 
 NO_TRITON = "none"
 UNKNOWN_TRITON = "untold"
-"""The index gives a wheel's metadata only with the whole wheel."""
+"""Stands for a Triton that only the whole wheel's metadata names."""
 
 
 def _day(text: str) -> str:
-    """Return `text`. Raises ValueError unless it is a day with which git can date a commit."""
+    """Return `text`. Raise ValueError unless it is a day with which git can date a commit."""
     if Date.fromisoformat(text) < EPOCH or len(text) != len("YYYY-MM-DD"):
-        raise ValueError(f"{text!r} is not a day as in {EPOCH.isoformat()} or later")
+        raise ValueError(f"{text!r} is not a day such as {EPOCH.isoformat()} or later")
     return text
 
 
@@ -56,7 +56,7 @@ class Wheel(_Part):
 
     filename: str
     sha256: str = ""
-    """Empty if the index has none: then nothing proves that the file is the listed one."""
+    """Empty if the index has none: then the file cannot be verified."""
     yanked: bool = False
 
     @property
@@ -85,7 +85,7 @@ class IndexedBuild(_Part):
     its metadata is read.
     """
     vanished: Day | None = None
-    """The day since when the index does not list it."""
+    """The day since which the index no longer lists it."""
 
 
 class Failure(_Part):
@@ -132,7 +132,7 @@ class Entry(_Part):
     seen: Day | None = None
     """A day by which it was published, while `date` is unknown."""
     sources: dict[str, IndexedBuild] = Field(default_factory=dict)
-    """By the index's address, without credentials."""
+    """By address of the index, without credentials."""
     failures: dict[str, Failure] = Field(default_factory=dict)
     """By variant."""
     day: str = Field(default="", exclude=True)
@@ -144,7 +144,7 @@ class Entry(_Part):
     def of(cls, build: Build, today: str) -> Self:
         """Return the entry of an installed build, or of a record's; `today` replaces an unknown date.
 
-        Raises ValueError (pydantic's) for an impossible build, which a record from elsewhere may have.
+        Raise ValueError (pydantic's) for an impossible build, which a record from elsewhere may have.
         """
         # A CPU build works with any Triton, so that the installed one is not a property of the build.
         triton = build.triton if build.channel == "source" or build.variant != "cpu" else None
@@ -174,7 +174,7 @@ class Entry(_Part):
 
     @property
     def own_triton(self) -> str | None:
-        """The version of its publisher's Triton: what its wheels require, else what was installed with it."""
+        """The version of its publisher's Triton: the one that its wheels require, else the one installed with it."""
         versions = (_required_version(source.triton[variant]) for source in self.sources.values()
                     for variant in sorted(source.triton, key=_preference))
         return next(filter(None, versions), self.triton)
@@ -187,7 +187,7 @@ class Entry(_Part):
 
     @property
     def vanished(self) -> str | None:
-        """The day since when no index lists it; None while one does."""
+        """The day since which no index lists it; None while one does."""
         days = [source.vanished for source in self.sources.values() if source.vanished]
         return max(days) if days and len(days) == len(self.sources) else None
 
@@ -214,7 +214,7 @@ class Entry(_Part):
 
     @property
     def variants(self) -> dict[str, Pins]:
-        """What installs it, by variant, those for GPUs first.
+        """The requirements that install it, by variant, those for GPUs first.
 
         If several indexes have a variant, one that still lists it and is in pip's own configuration is preferred.
         """
@@ -226,7 +226,7 @@ class Entry(_Part):
         return {variant: _pins(*found[variant], own) for variant in sorted(found, key=_preference)}
 
     def pins(self, variant: str | None = None) -> Pins | None:
-        """Return what installs `variant` (None: what pip would choose); None if no synced index has it."""
+        """Return the requirements that install `variant` (None: pip's choice); None if no synced index has it."""
         if variant is not None:
             return self.variants.get(variant)
         return next(iter(self.variants.values()), None)
@@ -244,7 +244,7 @@ class Entry(_Part):
             "sources": sources,
             "failures": self.failures | other.failures,
         }
-        if self.channel != "source":  # there they are part of the identity
+        if self.channel != "source":  # a source build's identity includes them
             merged |= {"git": self.git or other.git, "triton": self.triton or other.triton}
         return Entry.model_validate(self.model_dump() | merged)
 
@@ -287,8 +287,8 @@ def _required_version(requirement: str) -> str | None:
     """
     if requirement in (NO_TRITON, UNKNOWN_TRITON):
         return None
-    lowest = [clause.version for clause in Requirement(requirement).specifier if clause.operator in ("==", "===", "~=",
-                                                                                                     ">=")]
+    lowest = [clause.version for clause in Requirement(requirement).specifier
+              if clause.operator in ("==", "===", "~=", ">=")]
     return lowest[0] if len(lowest) == 1 and "*" not in lowest[0] else None
 
 

@@ -63,6 +63,6 @@ def _build_alone(line: bytes) -> Build | None:
 
 
 def _possible(build: Build) -> Build:
-    """Return `build` if a timeline can have it; records come from other machines. Raises ValueError."""
+    """Return `build` if it can be on a timeline, since records come from other machines. Raise ValueError."""
     Entry.of(build, today=EPOCH.isoformat())
     return build

@@ -58,7 +58,7 @@ class Timeline:
         self._lock_fd: int | None = None
 
     def add(self, builds: Iterable[Build], today: str | None = None) -> TimelineChanges:
-        """Add `builds`, or merge what they state about themselves into the known ones, whose hashes stay.
+        """Add `builds`, or merge their fields into the known ones, whose hashes stay.
 
         `today` (YYYY-MM-DD) replaces an unknown date.
         """
@@ -94,9 +94,9 @@ class Timeline:
         return key
 
     def find(self, name: str) -> Entry:
-        """Return the build that `name` means: a tag, a version, a channel (its newest build) or the prefix of a hash.
+        """Return the build that `name` denotes: a tag, a version, a channel (its newest build) or the prefix of a hash.
 
-        Raises TimelineError if there is none, or more than one.
+        Raise TimelineError if there is none, or more than one.
         """
         entries = self.entries()
         if name in CHANNELS:
@@ -121,8 +121,7 @@ class Timeline:
         """Return every build, oldest first."""
         return in_order(self._read().values())
 
-    # -- reading and writing
-    # ----------------------------------------------------------------------------------------------------
+    # Reading and writing.
 
     def _read(self) -> dict[str, Entry]:
         """Return every build by its commit."""
@@ -185,12 +184,12 @@ class Timeline:
                 objects |= {thing.sha: thing for thing in (*root_objects(entry), *shown)}
         refs |= {f"refs/heads/{channel}": key for channel, key in tips.items()}
         ours = {entry.key for entry in entries}
-        renamed = [ref for ref,
-                   key in present.items() if ref.startswith("refs/tags/") and ref not in refs and key in ours]
+        renamed = [ref for ref, key in present.items()
+                   if ref.startswith("refs/tags/") and ref not in refs and key in ours]
         if objects:
             self._git("index-pack", "--stdin", stdin=_pack(list(objects.values())))
-        commands = [f"update {ref} {key}" for ref, key in refs.items() if present.get(ref) != key] + [f"delete {ref}"
-            for ref in renamed]
+        commands = [f"update {ref} {key}" for ref, key in refs.items() if present.get(ref) != key]
+        commands += [f"delete {ref}" for ref in renamed]
         self._git("update-ref", "--stdin", stdin="".join(f"{command}\n" for command in commands).encode())
         self._git("pack-refs", "--all")
         self._git("-c", "gc.autoDetach=false", "gc", "--auto", "--quiet")
@@ -220,7 +219,7 @@ class Timeline:
                 self._lock_fd = None
 
     def _clear_locks(self) -> None:
-        """Remove what a killed git, or one without disk space, left behind; this process has the writer's lock."""
+        """Remove files that a killed git, or one on a full disk, left behind; this process has the writer's lock."""
         left = [*(self.path / "refs").rglob("*.lock"), *(self.path / "objects/pack").glob("tmp_*")]
         for path in (self.path / "HEAD.lock", self.path / "packed-refs.lock", *left):
             with suppress(FileNotFoundError):

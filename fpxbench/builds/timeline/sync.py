@@ -25,7 +25,7 @@ from fpxbench.counted import counted
 
 _STORE_EVERY_S = 10.0
 _GIVE_UP_AFTER = 3
-"""Failed wheels in a row."""
+"""Number of wheels in a row that may fail."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SyncFilter:
     channels: frozenset[str] = frozenset({"release", "nightly"})
     since: date | Version | None = None
     keep: int | None = None
-    """The newest so many of each channel; known builds stay."""
+    """How many of the newest builds of each channel to add; known builds stay."""
     git: bool = False
     """Whether to read their upstream commits too, which are inside the wheels."""
 
@@ -55,17 +55,17 @@ class SyncResult:
     read: dict[str, int] = field(default_factory=dict)
     """The number of builds that each index lists."""
     problems: list[str] = field(default_factory=list)
-    """What could not be read, a sentence each. The next sync tries again."""
+    """Failed reads, a sentence each. The next sync tries again."""
     remarks: list[str] = field(default_factory=list)
     """Unusual findings, a sentence each."""
 
 
 def parse_since(text: str) -> date | Version:
-    """Return the day or the version of ``2026-01-01`` or ``2.9``. Raises ValueError."""
+    """Return the day or the version of ``2026-01-01`` or ``2.9``. Raise ValueError."""
     try:
         return date.fromisoformat(text) if re.fullmatch(r"\d{4}-\d{2}-\d{2}", text) else Version(text)
     except (ValueError, InvalidVersion):
-        raise ValueError(f"--since {text!r}: a day as in 2026-01-01, or a version as in 2.9") from None
+        raise ValueError(f"--since {text!r}: a day such as 2026-01-01, or a version such as 2.9") from None
 
 
 def sync(
@@ -78,7 +78,7 @@ def sync(
     """Add the builds that `locations` list, and read their metadata.
 
     Calls ``progress(done, total, tag)`` for each wheel that is read. What cannot be read is a sentence in the result's
-    `problems`. Raises TimelineError if the timeline cannot be written.
+    `problems`. Raise TimelineError if the timeline cannot be written.
     """
     result = SyncResult()
     listings = []
@@ -176,7 +176,7 @@ def _vanished(listing: Listing, known: dict[str, Entry], found: dict[str, Entry]
         if source and not source.vanished and (key not in found or address not in found[key].sources):
             gone.append((entry, source))
     if gone and not result.read[address]:
-        result.problems.append(f"{address} lists no build of PyTorch, and used to list {len(gone)}: this is taken for "
+        result.problems.append(f"{address} lists no build of PyTorch, but used to list {len(gone)}: this is treated as "
                                "a fault of the index, and no build is marked as gone")
         return []
     today = listing.day or datetime.now(UTC).date().isoformat()
@@ -260,9 +260,8 @@ def _read_metadata(timeline: Timeline, requests: list[_MetadataRequest], fetcher
     if failures:
         rest = len(requests) - result.asked
         more = f"; {rest} more were not tried" if rest else ""
-        result.problems.append(f"the Triton of {counted(len(failures), 'build')} could not be read{more}; the "
-                               f"next sync tries "
-                               f"again. {failures[0]}")
+        result.problems.append(f"the Triton of {counted(len(failures), 'build')} could not be read{more}; the next "
+                               f"sync tries again. {failures[0]}")
 
 
 def _some(names: list[str]) -> str:
