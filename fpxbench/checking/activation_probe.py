@@ -142,7 +142,7 @@ class ActivationProbe:
         return probe if probe.columns == columns else None
 
     def see(self, x: Tensor) -> Seen:
-        """Return x [M, K] as the implementation quantizes it. Raises what the implementation raises."""
+        """Return x [M, K] as the implementation quantizes it. Raise what the implementation raises."""
         y = contract.checked_matmul(self.implementation, x, self.weight, self.device)
         return Seen(x, y[:, : self.columns].double())
 

@@ -52,7 +52,7 @@ def checked_matmul(implementation: Implementation, x: Tensor, weight: QuantizedW
                    matmul: Matmul | None = None, pattern: int = poison.NAN) -> Tensor:
     """Return one product [..., N] of x [..., K], with the checks of `call`, and for changed inputs.
 
-    `matmul` replaces ``implementation.matmul``, for example by one of its configurations. Raises ContractViolation.
+    `matmul` replaces ``implementation.matmul``, for example by one of its configurations. Raise ContractViolation.
     """
     return watched_matmul(implementation, x, weight, device, matmul, pattern).seen
 
@@ -81,7 +81,7 @@ def weight_unchanged(weight: QuantizedWeight) -> Iterator[None]:
 def call(matmul: Matmul, x: Tensor, weight: QuantizedWeight, device: str, pattern: int = poison.NAN) -> Output:
     """Return one product [..., N] of x [..., K], computed in memory filled with `pattern`.
 
-    On a GPU, free memory is overwritten before the output is read again. Raises ContractViolation for an output that is
+    On a GPU, free memory is overwritten before the output is read again. Raise ContractViolation for an output that is
     not a plain tensor, or has the wrong shape, dtype or device.
     """
     shape = (*x.shape[:-1], weight.shape[0])

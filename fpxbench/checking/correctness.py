@@ -35,7 +35,7 @@ def check_calls(implementation: Implementation, operands: Operands, *, timed: bo
     """Compare `calls` products of fresh activations with their references. timed : whether this is after timing
 
     Return the worst comparison, and a verdict if an output was wrong, perhaps without a kind. Right outputs are added
-    to the examination's statistic. Raises ContractViolation.
+    to the examination's statistic. Raise ContractViolation.
     """
     calls = calls or (CALLS_SLOW if implementation.slow(operands.device) else CALLS)
     worst: Comparison | None = None

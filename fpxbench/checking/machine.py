@@ -29,7 +29,7 @@ def describe(device: str, name: str | None = None) -> Machine:
     """Return the machine of torch's `device` (``cpu`` or ``cuda``), without its bandwidth.
 
     `name` is the machine name of its records, by default the device's own name: give machines with the same device
-    different names to tell them apart. Raises NoDevice if there is no such device.
+    different names to tell them apart. Raise NoDevice if there is no such device.
     """
     host = platform.node()
     if device == "cpu":

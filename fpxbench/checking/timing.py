@@ -143,7 +143,7 @@ class TimedCase:
         return call
 
     def check(self, samples: Samples) -> None:
-        """Check that the timed calls computed the whole product. Raises ContractViolation.
+        """Check that the timed calls computed the whole product. Raise ContractViolation.
 
         The timed calls are run again with another activation in the same buffer; a repeated activation must not be much
         faster than a new one; no work may continue after the timed stream has ended. Times nothing, so the device need
@@ -213,7 +213,7 @@ class TimedCase:
 
 
 def time_case(implementation: Implementation, operands: Operands, *, cache_bytes: int, budget_s: float) -> Samples:
-    """Time a case, and check the timed calls. Raises ContractViolation."""
+    """Time a case, and check the timed calls. Raise ContractViolation."""
     timed = TimedCase(implementation, operands, cache_bytes)
     timed.prepare_baseline(cache_bytes)
     with device_lock(operands.device, operands.case.id):

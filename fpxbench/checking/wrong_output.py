@@ -29,7 +29,7 @@ def judge(again: Again, output: Output, comparison: Comparison, expected: Refere
           previous: Reference | None = None) -> Verdict:
     """Return the verdict on a wrong `output` [M, N]; its kind is None if the output alone does not show it.
 
-    `previous` is the previous call's reference. Raises ContractViolation if the output changes after its return.
+    `previous` is the previous call's reference. Raise ContractViolation if the output changes after its return.
     """
     y = output.seen
     evidence = comparison_evidence(comparison)

@@ -29,7 +29,7 @@ hardware."""
 
 
 def decode_faults(weight: QuantizedWeight) -> list[DecodeFault]:
-    """Return every known fault that applies to `weight`. Raises ValueError for a weight whose codes cannot be read."""
+    """Return every known fault that applies to `weight`. Raise ValueError for a weight whose codes cannot be read."""
     scheme, (n, k) = weight.scheme, weight.shape
     return [*code_order_faults(scheme.format, weight.layout, k), *table_faults(scheme.format),
             *scale_faults(scheme.scaling, scheme.format, n, k)]

@@ -26,7 +26,7 @@ def load_quantized_(model: nn.Module, path: str | Path, implementation: str = AU
     does not fit is left unchanged, with the reason. Experts are left too: checkpoints store them one by one or stacked,
     and only the model's own loader knows which.
 
-    Raises CheckpointError if the path holds no checkpoint, and ValueError if no quantized layer of the file fits.
+    Raise CheckpointError if the path holds no checkpoint, and ValueError if no quantized layer of the file fits.
     """
     checkpoint, done = open_checkpoint(path), Quantization()
     modules, used = dict(model.named_modules()), set()

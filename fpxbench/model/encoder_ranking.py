@@ -37,7 +37,7 @@ BATCH = 32
 def rank(settings: RankingSettings) -> Ranking:
     """Return the schemes ordered by mean embedding distance, nearest first.
 
-    Raises ValueError for what the user has to correct.
+    Raise ValueError for what the user has to correct.
     """
     schemes = schemes_of(settings.schemes)
     sentences = read_sentences(settings.sentences)
@@ -112,7 +112,7 @@ def _load(source: sources.Source) -> tuple[nn.Module, Any]:
 def pooling_of(source: sources.Source) -> str:
     """Return how token vectors are pooled: ``cls`` if the model's own configuration says so, otherwise ``mean``.
 
-    Raises ValueError for a configuration that cannot be read.
+    Raise ValueError for a configuration that cannot be read.
     """
     from transformers.utils import cached_file
 

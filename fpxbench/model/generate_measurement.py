@@ -55,7 +55,7 @@ GIBBERISH_TOKENS = 16
 def prepare(settings: GenerateSettings, work: Path) -> Prepared:
     """Load the model once and store what every row needs: the tokens, the reference logits on them, and their noise.
 
-    Raises ValueError for what the user has to correct.
+    Raise ValueError for what the user has to correct.
     """
     _, failures = discover(settings.impls)
     source = sources.find_source(settings.model)
@@ -98,7 +98,7 @@ def plan_rows(settings: GenerateSettings, stored: str | None = None) -> list[Pla
     """Return the rows: baselines; the codes of a model that is already quantized (scheme `stored`); then every scheme
     with every implementation, unsupported ones with the reason.
 
-    Raises ValueError for an unknown scheme or implementation.
+    Raise ValueError for an unknown scheme or implementation.
     """
     chosen_schemes = schemes_of(settings.schemes)
     known, failures = discover(settings.impls)
@@ -135,7 +135,7 @@ def _rows_of(name: str, implementations: list[str], device: str, *, stored: bool
 def schemes_of(asked: list[str]) -> list[str]:
     """Return the weight-only schemes that names and globs match; all that profiles sweep if `asked` is empty.
 
-    Raises ValueError for an unknown name, and for a scheme that rounds activations too.
+    Raise ValueError for an unknown name, and for a scheme that rounds activations too.
     """
     known = [name for name in SCHEMES if scheme_named(name).quantized and scheme_named(name).activation is None]
     found = []

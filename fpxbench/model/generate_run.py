@@ -36,7 +36,7 @@ def run_table(settings: GenerateSettings, results: Path, machine_name: str | Non
               announce: Callable[[str], None] | None = None) -> GenerateRun:
     """Measure every row of a model's table and store a record of each.
 
-    Ctrl-C ends the run early and keeps the rows measured so far (`interrupted`). Raises CannotStart, and ValueError for
+    Ctrl-C ends the run early and keeps the rows measured so far (`interrupted`). Raise CannotStart, and ValueError for
     what the user has to correct.
     """
     build, store = installed_build(), Store(results, GenerationRecord)

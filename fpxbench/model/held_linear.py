@@ -19,7 +19,7 @@ class HeldWeight:
     """A weight [N, K] in an implementation's own form, with the instance that stored it."""
 
     def __init__(self, values: Tensor, scheme: Scheme, instance: Implementation) -> None:
-        """Quantize 16-bit `values` [N, K]. Raises what the implementation raises for unsupported values."""
+        """Quantize 16-bit `values` [N, K]. Raise what the implementation raises for unsupported values."""
         self.instance, self.implementation, self.scheme = instance, instance.name, scheme.name
         self.stored_shape, self.dtype, self.device = tuple(values.shape), values.dtype, values.device
         self.weight: QuantizedWeight = instance.quantize(values.detach(), scheme)

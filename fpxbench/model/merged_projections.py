@@ -118,7 +118,7 @@ def merge_projections_(model: nn.Module, groups: Groups | None = None) -> dict[s
 def _joined(layers: Sequence[nn.Linear]) -> nn.Linear:
     """Return one layer that computes the concatenated outputs of `layers`.
 
-    Raises NotImplementedError for quantized weights without a common scale, and for layers of different kinds.
+    Raise NotImplementedError for quantized weights without a common scale, and for layers of different kinds.
     """
     if any(type(layer) is not nn.Linear for layer in layers):
         raise NotImplementedError("an implementation keeps one of these weights in a form of its own")

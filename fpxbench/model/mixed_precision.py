@@ -17,7 +17,7 @@ def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -
     """Return the measured mixed precision within `budget_bits` per quantized weight.
 
     Weights are decoded exactly: only formats are compared, so a wrong kernel cannot affect the choice. Each layer's KL
-    divergence is measured with all other layers in 16 bits. Raises ValueError for a budget that no scheme meets.
+    divergence is measured with all other layers in 16 bits. Raise ValueError for a budget that no scheme meets.
     """
     source = sources.find_source(settings.model)
     config = sources.load_config(source, settings.layers)

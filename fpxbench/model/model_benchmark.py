@@ -50,7 +50,7 @@ class ModelBenchmark(BaseModel):
     def measured(self, settings: Settings, schemes: list[str]) -> GenerateRun | None:
         """Measure the rows and store their records; return None if no model is chosen or its wheel is not installed.
 
-        Raises ValueError and CannotStart as `run_table` does.
+        Raise ValueError and CannotStart as `run_table` does.
         """
         if self.model is None:
             _say("no model is measured in the profile smoke: set FPX_MODEL")

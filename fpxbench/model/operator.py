@@ -30,7 +30,7 @@ def resolve(name: str, scheme: Scheme, device: str, *, opaque: bool = False) -> 
 
     The fastest is taken from the records in $FPX_RESULTS (default ``results``) for this device; without records, and
     for ``usual``, it is the first of `PREFERENCE` that supports the scheme. With `opaque`, an implementation given by
-    name may keep weights in a form of its own. Raises ValueError, with the reason, if it does not exist or does not
+    name may keep weights in a form of its own. Raise ValueError, with the reason, if it does not exist or does not
     support the scheme.
     """
     known, _ = discover()

@@ -79,7 +79,7 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
         that is named and keeps weights in a form of its own gets `HeldLinear`s in the place of `nn.Linear`s
     select : whether to take a module, by its name and itself; None: all except embeddings, heads and routers
 
-    Raises ValueError for an unknown scheme, or if no weight of the model was quantized.
+    Raise ValueError for an unknown scheme, or if no weight of the model was quantized.
     """
     schemes = {"*": scheme} if isinstance(scheme, str) else dict(scheme)
     for name in schemes.values():
@@ -135,7 +135,7 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return module name -> weight [N, K] of the linear layers that are quantized by default.
 
-    Raises ValueError if the model has none.
+    Raise ValueError if the model has none.
     """
     found = {name: module.weight for name, module in model.named_modules()
              if isinstance(module, nn.Linear) and not is_left(name)}

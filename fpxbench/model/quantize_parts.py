@@ -23,7 +23,7 @@ PART_ON_GPU = 1 << 24
 def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedWeight:
     """Return what `fpxbench.numbers.quantize.quantize` returns for float `values` [N, K] and a quantized scheme.
 
-    A weight with a single scale, or in a layout without separate rows, is quantized at once. Raises as `quantize` does.
+    A weight with a single scale, or in a layout without separate rows, is quantized at once. Raise as `quantize` does.
     """
     scaling, fmt, row_tile = scheme.scaling, scheme.format, layout_named(layout).row_tile
     if scaling is None or fmt is None or scaling.block_rows is None or values.dim() != 2 or row_tile is None:

@@ -94,7 +94,7 @@ def allocate(kl: Mapping[str, Mapping[str, float]], bits: Mapping[str, Mapping[s
     bits : layer -> scheme -> the layer's bits
 
     Greedy: every layer begins with its scheme of smallest KL divergence, and each step takes the change that adds the
-    least KL per bit saved. Raises ValueError for a budget below the fewest possible bits.
+    least KL per bit saved. Raise ValueError for a budget below the fewest possible bits.
     """
     check_budget(bits, budget)
     chosen = {layer: min(options, key=lambda scheme: (options[scheme], bits[layer][scheme]))

@@ -113,7 +113,7 @@ NOTES = {
 def load_config(source: Source, layers: int | None) -> Any:
     """Return the model's config, with `layers` decoder layers if given.
 
-    Raises ValueError for an unreachable hub, a broken GGUF, an unknown architecture and too many layers.
+    Raise ValueError for an unreachable hub, a broken GGUF, an unknown architecture and too many layers.
     """
     from transformers import AutoConfig
 

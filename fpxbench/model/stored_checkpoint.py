@@ -28,7 +28,7 @@ def stored_schemes(folder: Path) -> dict[str, int]:
 def load_stored_(model: nn.Module, folder: Path, implementation: str, *, partly: bool = False) -> Quantization:
     """Fill `model` from a quantized folder: codes as `FloatTensor`s, the rest as plain tensors.
 
-    Raises ValueError if the files do not fill every weight of the model, unless `partly` says that it already has
+    Raise ValueError if the files do not fill every weight of the model, unless `partly` says that it already has
     values; and as `load_quantized_` does.
     """
     if not partly:

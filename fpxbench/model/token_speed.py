@@ -98,7 +98,7 @@ def slides(config: Any) -> bool:
 def captured(step: Callable[[Tensor, Any], Tensor], tokens: Tensor, cache: Any) -> Callable[[Tensor], Tensor]:
     """Capture ``step(tokens, cache)`` as a CUDA graph; return a function that replays it for given tokens.
 
-    Raises RuntimeError if the step cannot be captured, for example because it synchronizes.
+    Raise RuntimeError if the step cannot be captured, for example because it synchronizes.
     """
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

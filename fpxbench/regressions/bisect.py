@@ -30,7 +30,7 @@ MOST_RUNS = 30
 
 By = Literal["time", "verdict"]
 Measure = Callable[[int, int], Record]
-"""(build number, seed) -> record of one run in a new process. Raises Skipped for a build that cannot be run."""
+"""(build number, seed) -> record of one run in a new process. Raise Skipped for a build that cannot be run."""
 Say = Callable[[str], None]
 
 

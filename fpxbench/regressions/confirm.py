@@ -86,7 +86,7 @@ def confirm(question: Question, measure: Measure, *, level: float = LEVEL, budge
             say: Say = lambda line: None) -> Confirmation:
     """Run both builds, interleaved, until the outcome is clear or the budget is spent.
 
-    If a case suspected for its time fails on a build, verdicts are compared instead. Raises what `measure` raises.
+    If a case suspected for its time fails on a build, verdicts are compared instead. Raise what `measure` raises.
     """
     started = time.monotonic()
     runs = _Runs(measure, started + budget_s)

@@ -45,7 +45,7 @@ class CaseRunner(AbstractContextManager):
         self._stack = ExitStack()
 
     def run(self, entry: Entry, case: Case, seed: int) -> Record:
-        """Run `case` once on `entry`. Raises CannotRun, and what `Builds.interpreter` raises."""
+        """Run `case` once on `entry`. Raise CannotRun, and what `Builds.interpreter` raises."""
         if entry.key not in self._open:
             self._open[entry.key] = self._stack.enter_context(self._builds.interpreter(entry))
         return rerun(self._open[entry.key], case, seed, self._conditions)

@@ -44,7 +44,7 @@ def run(
     timing : whether to time, not only check
     jobs : how many cases to prepare at once; None: one per core, within memory
 
-    Cases run in child processes; this process does not import PyTorch. Raises ValueError for a selection that matches
+    Cases run in child processes; this process does not import PyTorch. Raise ValueError for a selection that matches
     nothing, RuntimeError if the sweep cannot start, and KeyboardInterrupt after Ctrl-C; records made so far are kept.
     """
     settings = Settings(profile=profile, implementation=_several(implementation), scheme=_several(scheme),

@@ -26,7 +26,7 @@ def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Imple
 
     schemes : the requested ones; a checkpoint's layers have their own
 
-    Raises CheckpointError (a ValueError) for conflicting settings, and for missing layers.
+    Raise CheckpointError (a ValueError) for conflicting settings, and for missing layers.
     """
     if settings.checkpoint is not None and settings.weights is not None:
         raise CheckpointError("--checkpoint and --weights are one file each: give one of them")
@@ -59,7 +59,7 @@ def cases_of_files(settings: Settings, device: str, classes: Iterable[type[Imple
 def with_activations(planned: dict[str, Planned], given: str) -> dict[str, Planned]:
     """Return the same cases on the activations of ``FILE[:NAME]``; cases with another K are marked as refused.
 
-    Raises CheckpointError if no case has the activations' K.
+    Raise CheckpointError if no case has the activations' K.
     """
     source, k = file_activations(given)
     if any(each.case.experts for each in planned.values()):
@@ -101,7 +101,7 @@ def _support(cls: type[Implementation], case: Case, device: str, quantized: bool
 def _with_tokens(layers: list[MeasurableLayer], globs: tuple[str, ...]) -> list[tuple[MeasurableLayer, int]]:
     """Return each layer with the token counts that globs over ``workload/mM`` select.
 
-    Raises CheckpointError for a glob that selects nothing.
+    Raise CheckpointError for a glob that selects nothing.
     """
     if not globs:
         return [(layer, m) for layer in layers for m in M]

@@ -14,7 +14,7 @@ from fpxbench.numbers.weight import QuantizedWeight
 def stored_weight(source: WeightSource, layout: str, device: str) -> QuantizedWeight:
     """Return a layer's own codes and scales in an implementation's `layout`.
 
-    Raises CheckpointError for a missing layer, and for one with NaN or infinity, whose products cannot be checked.
+    Raise CheckpointError for a missing layer, and for one with NaN or infinity, whose products cannot be checked.
     """
     return _usable(read_quantized(source), source, layout, device)
 

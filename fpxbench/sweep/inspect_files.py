@@ -13,7 +13,7 @@ from fpxbench.sweep.messages import FileInspectRequest
 def inspect_files(request: FileInspectRequest) -> Inspection:
     """Inspect with a weight and activations from files, which determine N and K, or K alone without a weight.
 
-    Raises CheckpointError if a file does not hold exactly one such tensor, or if their K differ.
+    Raise CheckpointError if a file does not hold exactly one such tensor, or if their K differ.
     """
     weight = activations = None
     source = k = None

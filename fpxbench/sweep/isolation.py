@@ -80,7 +80,7 @@ class Outcome:
 
     @property
     def failure(self) -> Verdict:
-        """The verdict of a failed call. Raises RuntimeError for a call that returned a value."""
+        """The verdict of a failed call. Raise RuntimeError for a call that returned a value."""
         if self.verdict is None:
             raise RuntimeError("the call returned a value")
         return self.verdict

@@ -61,7 +61,7 @@ def planned_cases(settings: Settings) -> list[str]:
     """Return the ids of the cases to run, planned in a child process (this one does not import torch), and cached while
     settings, implementations and PyTorch stay the same.
 
-    Raises RuntimeError with the child's last message if it fails.
+    Raise RuntimeError with the child's last message if it fails.
     """
     shared = os.environ.get(SHARED_PLAN_VARIABLE)
     if shared is None:

@@ -82,7 +82,7 @@ class Pool(Generic[Item, R]):
         """Work on the items in `lineup`. Yield ``("started", item, None)`` and ``("ended", item, result)`` as they
         happen, and ``("waiting", None, None)`` after a second without either.
 
-        If the iteration ends early (Ctrl-C), the children are killed, and running items have no result. Raises what
+        If the iteration ends early (Ctrl-C), the children are killed, and running items have no result. Raise what
         `work` raises.
         """
         again = yield from self._together(self._workers, lineup, self._crowded)

@@ -69,7 +69,7 @@ class Sweep:
 def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
     """Plan, then run every case that has no record yet (with `fresh`, every case).
 
-    Ctrl-C ends the sweep early and keeps its records (`interrupted`). Raises CannotStart, and ValueError for a
+    Ctrl-C ends the sweep early and keeps its records (`interrupted`). Raise CannotStart, and ValueError for a
     selection that matches nothing.
     """
     settings.check_names()
@@ -212,7 +212,7 @@ class _Cases:
 def machine_here(isolation: Isolation, device: str | None, name: str | None, *, timed: bool) -> Machine:
     """Return the machine of `device` (None: the default), with its read bandwidth if `timed`.
 
-    Measuring it waits for other sweeps' timings. Raises ValueError for a missing device, and CannotStart.
+    Measuring it waits for other sweeps' timings. Raise ValueError for a missing device, and CannotStart.
     """
     how = "measured" if timed else "described"
     outcome = isolation.call(f"fpxbench.checking.machine:{how}", device, name, timeout_s=PREPARATION_TIMEOUT_S)

@@ -90,7 +90,7 @@ PROFILES: dict[tuple[str, str], tuple[_Block, ...]] = {
 def make_plan(settings: Settings) -> Plan:
     """Return the plan of the cases that `settings` select. Imports torch and every implementation.
 
-    Raises ValueError for a glob or name that selects nothing, with similar names.
+    Raise ValueError for a glob or name that selects nothing, with similar names.
     """
     device = settings.device or default_device()
     known, failures = discover(settings.impls)

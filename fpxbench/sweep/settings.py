@@ -82,7 +82,7 @@ class Settings(BaseModel):
     def from_environment(cls) -> Settings:
         """Read the fields from FPX_PROFILE, FPX_DEVICE, FPX_RESULTS, …; lists are separated by commas.
 
-        Raises pydantic's ValidationError for an invalid value.
+        Raise pydantic's ValidationError for an invalid value.
         """
         values: dict[str, object] = {}
         for name, field in cls.model_fields.items():

@@ -102,7 +102,7 @@ def run_trial(request: TrialRequest) -> TrialResult:
 
 
 def diagnosed_trial(implementation: Implementation, request: TrialRequest) -> Verdict:
-    """Return the verdict on an instance. Raises what the instance raises."""
+    """Return the verdict on an instance. Raise what the instance raises."""
     result = TrialResult(verdict=Verdict(status=Status.OK))
     try:
         _run(implementation, request, result)

@@ -32,7 +32,7 @@ class CannotInspect(ValueError):
 
 
 def inspect(request: InspectRequest, given: Given | None = None) -> Inspection:
-    """Inspect the request's subject. Exceptions of the implementation become the verdict. Raises CannotInspect."""
+    """Inspect the request's subject. Exceptions of the implementation become the verdict. Raise CannotInspect."""
     implementation, not_loaded = _subject(request)
     inspection = inspect_implementation(implementation, request, given)
     inspection.not_loaded = not_loaded

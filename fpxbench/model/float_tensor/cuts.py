@@ -41,7 +41,7 @@ def sliced(tensor: FloatTensor, dimension: int, first: int, last: int) -> FloatT
     """Return rows, columns or experts `first` to `last` (exclusive). `dimension` indexes the stored shape.
 
     The result shares memory with `tensor`, unless the cut separates rows that the layout interleaves: then it is a copy
-    in planar rows, with `FloatTensor.is_copy`. Raises NotImplementedError for a cut through a byte or through a block
+    in planar rows, with `FloatTensor.is_copy`. Raise NotImplementedError for a cut through a byte or through a block
     that shares a scale.
     """
     count, shape, scaling = len(tensor.stored_shape), list(tensor.stored_shape), scheme_named(tensor.scheme).scaling

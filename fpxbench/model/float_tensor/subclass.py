@@ -74,7 +74,7 @@ class FloatTensor(Tensor):
     ) -> Self:
         """Return a tensor that holds the codes and scales of `weight`.
 
-        Raises ValueError for a dense weight, and for one in an implementation's private layout.
+        Raise ValueError for a dense weight, and for one in an implementation's private layout.
         """
         if not weight.has_codes or weight.extra:
             raise ValueError(
@@ -88,7 +88,7 @@ class FloatTensor(Tensor):
         """Quantize `values` [N, K] or [E, N, K] into the layout that `implementation` reads on their device, by the
         oracle or by the implementation's own quantizer (`Implementation.own_layouts`).
 
-        Raises ValueError for values out of every scale's range, and if the implementation does not support the scheme.
+        Raise ValueError for values out of every scale's range, and if the implementation does not support the scheme.
         """
         chosen = scheme_named(scheme) if isinstance(scheme, str) else scheme
         name, cls_of = resolve(implementation, chosen, values.device.type)
@@ -109,7 +109,7 @@ class FloatTensor(Tensor):
     def stack(cls, experts: Sequence[Self]) -> Self:
         """Return one tensor [E, N, K] of experts [N, K], in planar rows if their layouts differ.
 
-        Raises ValueError if their schemes, shapes or dtypes differ.
+        Raise ValueError if their schemes, shapes or dtypes differ.
         """
         if len({expert.code_layout for expert in experts}) > 1:
             experts = [expert.relayout(PORTABLE) for expert in experts]
@@ -124,7 +124,7 @@ class FloatTensor(Tensor):
 
     @property
     def weight(self) -> QuantizedWeight:
-        """The codes and scales of an [N, K] tensor. Raises ValueError for experts; index them first."""
+        """The codes and scales of an [N, K] tensor. Raise ValueError for experts; index them first."""
         if len(self.stored_shape) != 2:
             raise ValueError(f"a FloatTensor {list(self.shape)} holds several weights; index it first")
         return QuantizedWeight(
@@ -143,7 +143,7 @@ class FloatTensor(Tensor):
     def relayout(self, layout: str) -> Self:
         """Return the codes and scales in another layout of `fpxbench.numbers.packing`; this tensor if it has that one.
 
-        Raises ValueError for a width or a shape that the layout does not support.
+        Raise ValueError for a width or a shape that the layout does not support.
         """
         if layout == self.code_layout:
             return self
