@@ -1,7 +1,6 @@
-"""How fast codes are made, read and packed, for asv: one round of measure_rows in `setup_cache`, and then a look-up for
-each metric.
+"""Speed of encoding, decoding and packing, for asv: `setup_cache` runs measure_rows once, and each metric is a look-up.
 
-asv takes more for worse, so speeds are times here: `fpxbench codec` prints the same as speeds, of every format and
+asv treats larger as worse, so speeds are reported as times; `fpxbench codec` prints the speeds, for every format and
 layout.
 """
 
@@ -34,8 +33,7 @@ ELEMENTS = 1 << 20
 BUDGET_S = 0.05
 
 
-# asv's limit is on silence; each row has a limit of its own, and waits before it while others measure on the same
-# device.
+# asv's limit applies to silence; each row has its own limit, and first waits while others measure on the same device.
 @silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
     """Measure the rows; return their metrics by row."""
@@ -53,7 +51,7 @@ def setup_cache() -> dict[str, dict]:
 
 
 def metrics_of(row: SpeedRow) -> dict[str, float]:
-    """Return what the benchmarks look up; NaN, which asv takes for skipped, where there is none."""
+    """Return the metrics of a row; NaN, which asv treats as skipped, for missing ones."""
     own = row.timed.get(OWN)
     return {
         "time": own.per_element_s * 1e9 if own else math.nan,

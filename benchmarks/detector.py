@@ -1,9 +1,8 @@
-"""How good the rule is that finds regressions, for asv: some runs of `fpxbench detector` in `setup_cache`, and then
-look-ups.
+"""Quality of the rule that finds regressions, for asv: `setup_cache` runs `fpxbench detector`, and each metric is a
+look-up.
 
-asv takes more for worse: what is tracked is what is missed, and what is raised where nothing changed. The series are
-those of the table in docs/decision-rule.md, so that a metric moves only when the rule does. The profile `smoke` has a
-sixth of their builds.
+asv treats larger as worse, so missed steps and false alarms are tracked. The series are those of the table in
+docs/decision-rule.md, so a metric moves only when the rule does. The profile `smoke` has a sixth of their builds.
 """
 
 from fpxbench.regressions import synthetic

@@ -1,9 +1,9 @@
-"""A language model, scheme by scheme, for asv: one run of `fpxbench generate` in `setup_cache`, and then a look-up for
-each metric.
+"""A language model, scheme by scheme, for asv: `setup_cache` runs `fpxbench generate` once, and each metric is a
+look-up.
 
-FPX_MODEL names the model. Unset, it is SmolLM2 of its wheel (not in the profile `smoke`), and everything is skipped
-where that wheel is not installed. Each scheme is multiplied by the same implementation on every build, whatever records
-say is fastest.
+FPX_MODEL names the model. The default is SmolLM2 from its wheel (not in the profile `smoke`); without that wheel
+everything is skipped. Each scheme uses the same implementation on every build, regardless of which is fastest in the
+records.
 """
 
 import math
@@ -30,7 +30,7 @@ ROWS = [row_name(scheme, mode) for mode in ASKED.modes for scheme in (*BASELINES
 QUANTIZED = [row for row in ROWS if not row.startswith("bf16")]
 
 
-# asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each row's duration.
+# asv's limit applies to silence, and the run reports elsewhere: each row has its own limit.
 @silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
     """Measure the rows; return their metrics by row."""

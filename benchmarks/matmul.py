@@ -1,8 +1,7 @@
-"""Low-bit matmul, case by case, for asv: one sweep in `setup_cache`, and then a look-up for each metric.
+"""Low-bit matmul, case by case, for asv: `setup_cache` runs one sweep, and each metric is a look-up.
 
-A metric that a case does not have (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv
-takes for "skipped": not a failure of the benchmark, and no point on its graph. What went wrong is `track_status`, and
-in the report.
+A metric that a case lacks (no time, since it is wrong; no SQNR, since its weight is exact) is NaN, which asv treats as
+skipped: not a failure of the benchmark, and no point on its graph. `track_status` and the report show failures.
 """
 
 import math
@@ -19,15 +18,15 @@ from .tracking import silent_for, tracked
 SETTINGS = Settings.from_environment()
 try:
     CASES = planned_cases(SETTINGS)
-except NoPyTorch:   # an environment that holds Triton alone: other benchmarks can do with that
+except NoPyTorch:   # an environment with Triton alone, which suffices for other benchmarks
     CASES = []
-# A metric is tracked for the cases that can have it, since asv shows every other as `n/a`. A benchmark without any case
-# would run once without one.
+# A metric is tracked for the cases that can have it, since asv shows the others as `n/a`. asv would run a benchmark
+# without cases once, without a parameter.
 TIMED = [case for case in CASES if "/canary." not in case and "/m0/" not in case] or CASES
 QUANTIZED = [case for case in CASES if case.split("/")[1] not in ("bf16", "fp16")] or CASES
 
 
-# asv's limit is on silence, and the sweep reports elsewhere: it has limits of its own, on each case's duration.
+# asv's limit applies to silence, and the sweep reports elsewhere: each case has its own limit.
 @silent_for(7 * 24 * 3600)
 def setup_cache() -> dict[str, dict]:
     """Run the sweep; return its metrics by case id."""

@@ -1,7 +1,7 @@
-"""What casts do, conversion by conversion, for asv: one run in `setup_cache`, and then a look-up for each metric.
+"""Casts, conversion by conversion, for asv: `setup_cache` checks them once, and each metric is a look-up.
 
 A build that changes a cast (E4M3FN's overflow from NaN to 448, in 2.12) is a step in the number of inputs that differ
-from a fixed reference. The profiles `smoke` and `quick` have what eager PyTorch does; `full` has every conversion.
+from a fixed reference. The profiles `smoke` and `quick` check eager PyTorch; `full` checks every conversion.
 """
 
 import math
@@ -24,16 +24,15 @@ GLOBS = {
     "quick": ("cast/fp*", "cast/bf16", "cast/e*/fp*", "cast/e*/bf16", "scale_then_cast", "finfo", "*/uint*"),
     "full": (),
 }[SETTINGS.profile]
-# Which devices there are is not known before PyTorch is imported: those of a GPU that is not there stay without
-# figures.
+# The devices are unknown until PyTorch is imported: without a GPU, its conversions have no values.
 try:
     DEVICES = [SETTINGS.device] if SETTINGS.device else ["cpu"] + ["cuda"] * (installed_build().variant != "cpu")
     CONVERSIONS = [conversion.id for conversion in conversions(DEVICES, ENGINES, GLOBS)]
-except NoPyTorch:   # an environment that holds Triton alone: other benchmarks can do with that
+except NoPyTorch:   # an environment with Triton alone, which suffices for other benchmarks
     CONVERSIONS = []
 
 
-# asv's limit is on silence, and the run reports elsewhere: it has limits of its own, on each batch's duration.
+# asv's limit applies to silence, and the run reports elsewhere: each batch has its own limit.
 @silent_for(24 * 3600)
 def setup_cache() -> dict[str, dict]:
     """Check the conversions; return their metrics by conversion id."""

@@ -1,8 +1,8 @@
-"""Which GPU takes what, for asv: the build's Triton compiles for GPUs that need not be there, in `setup_cache`; then a
-look-up each.
+"""GPU support, for asv: in `setup_cache` the build's Triton compiles for GPUs that may be absent, and each metric is a
+look-up.
 
-asv takes more for worse, so what is counted is what does not work. `fpxbench targets` says which, and in whose words.
-The profile `smoke` asks for decodes to bf16 on one architecture, `quick` for decodes on all, `full` for everything.
+asv treats larger as worse, so failures are counted. `fpxbench targets` lists them, with the compiler's messages. The
+profile `smoke` compiles decodes to bf16 on one architecture, `quick` decodes on all, `full` everything.
 """
 
 import math
@@ -23,10 +23,10 @@ PROBES = "{}/*/bf16" if SMOKE else "{}"
 ARCHITECTURES = ("sm_90",) if SMOKE else ()
 
 
-# asv's limit is on silence, and a matrix takes minutes: it has limits of its own, on each compilation's duration.
+# asv's limit applies to silence, and a matrix takes minutes: each compilation has its own limit.
 @silent_for(3600)
 def setup_cache() -> dict[str, dict[str, int]]:
-    """Ask the Triton that is installed; numbers of cells by operation."""
+    """Compile with the installed Triton; return numbers of cells by operation."""
     from fpxbench.targets.collection import evaluate_builds
     from fpxbench.targets.operations import probes_like
     from fpxbench.targets.triton_builds import INSTALLED
@@ -37,8 +37,7 @@ def setup_cache() -> dict[str, dict[str, int]]:
     for name in ASKED:
         try:
             probes += probes_like([PROBES.format(name)])
-        # an environment with Triton alone has no PyTorch, which triton_fused takes
-        except ModuleNotFoundError as error:
+        except ModuleNotFoundError as error:    # an environment with Triton alone: triton_fused needs PyTorch
             print(f"{name} is left out: no {error.name}", file=sys.stderr)
     try:
         judged, = evaluate_builds([INSTALLED], probes, architectures_like(ARCHITECTURES),
@@ -51,7 +50,7 @@ def setup_cache() -> dict[str, dict[str, int]]:
 
 def _counts(outcomes: list) -> dict[str, int]:
     statuses = [outcome.status for outcome in outcomes]
-    if set(statuses) <= {Status.MISSING}:       # nothing, or of `inductor` no PyTorch beside the Triton
+    if set(statuses) <= {Status.MISSING}:       # nothing, or `inductor` without PyTorch
         return {}
     return {
         "not_compiling": sum(status not in (Status.OK, Status.WRONG) for status in statuses),

@@ -1,10 +1,10 @@
-"""Shared by the benchmarks: make a look-up an asv benchmark."""
+"""Decorators that make a look-up an asv benchmark."""
 
 from collections.abc import Callable
 
 
 def silent_for(seconds: float) -> Callable:
-    """Let a `setup_cache` write nothing for that long before asv ends it."""
+    """Allow a `setup_cache` this many seconds without output before asv ends it."""
 
     def mark(function):
         function.timeout = seconds
@@ -14,8 +14,8 @@ def silent_for(seconds: float) -> Callable:
 
 
 def tracked(unit: str, name: str, values: list[str], version: str = "1") -> Callable:
-    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is the metric's definition: raise it
-    only when old results no longer compare."""
+    """Make a look-up a benchmark over `values` of the parameter `name`. `version` is that of the metric's definition:
+    raise it only when old results are no longer comparable."""
 
     def mark(function):
         function.params = [values]

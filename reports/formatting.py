@@ -1,4 +1,4 @@
-"""Numbers and text as the pages show them: the templates' filters."""
+"""Format numbers and text for the pages; the templates use these functions as filters."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from markupsafe import Markup, escape
 
 CUT_LOG_BYTES = 3500
-"""A log of this size may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, of which paths may since have
-been shortened."""
+"""A log of this size may have lost its beginning: `fpxbench.sweep.isolation` keeps 4 kB, and its paths may have been
+shortened since."""
 LONGEST_CUT_LINE = 400
-"""Characters that are dropped at most for a log to begin with a whole line."""
+"""Most characters that are dropped so that a log begins with a whole line."""
 EVIDENCE_DIGITS = 5
 
 
@@ -81,7 +81,7 @@ def share(value: float | None) -> str:
 
 
 def signed(value: float, decimals: int = 1) -> str:
-    """Return `value` with its sign, which a value that is rounded to zero does not keep: ``+0.0``."""
+    """Return `value` with its sign; a negative value that is rounded to zero becomes ``+0.0``."""
     return f"{value:+z.{decimals}f}"
 
 
@@ -103,14 +103,14 @@ _KEPT = dict.fromkeys(map(ord, "\n\t"))
 def printable(text: str) -> str:
     """Return a log without terminal colours, and with other control characters made visible."""
     text = _ESCAPE_SEQUENCE.sub("", text).replace("\r\n", "\n")
-    if text.translate(_KEPT).isprintable():     # as most are, and long ones often repeated
+    if text.translate(_KEPT).isprintable():     # most logs are
         return text
     return "".join(c if c in "\n\t" or c.isprintable() else chr(0x2400 + ord(c)) if ord(c) < 32 else "\ufffd"
                    for c in text)
 
 
 def whole_lines(log: str) -> str:
-    """Return the printable log from its first whole line on: of a long log only the end is stored."""
+    """Return the printable log from its first whole line on, since only the end of a long log is stored."""
     first, newline, rest = log.partition("\n")
     cut = newline and len(log.encode()) >= CUT_LOG_BYTES
     return printable(rest if cut and len(first) < LONGEST_CUT_LINE else log)
@@ -126,7 +126,8 @@ _COMPARISON = re.compile(r"https://github\.com/pytorch/pytorch/compare/[0-9a-f]{
 
 
 def commits(url: str) -> Markup:
-    """Return a link if `url` compares two commits of PyTorch, else the URL as text: records may come from anywhere."""
+    """Return a link if `url` compares two commits of PyTorch, else the URL as text, since records may come from
+    anywhere."""
     if _COMPARISON.fullmatch(url):
         return Markup('<a href="{}">{}</a>').format(url, url.rpartition("/")[2])
     return Markup("<code>{}</code>").format(clipped(url, 300))
@@ -136,9 +137,10 @@ _LONG_NUMBER = re.compile(rf"-?(?=[\d.]{{{EVIDENCE_DIGITS + 2}}})\d+\.\d+(e[+-]\
 
 
 def pretty(value: Any) -> str:
-    """Return a value of a verdict's evidence with short numbers: text and single numbers plainly, the rest as JSON.
+    """Return a value of a verdict's evidence with rounded numbers: text and single numbers as they are, the rest as
+    JSON.
 
-    Evidence has many of its numbers as text, since JSON has neither NaN nor infinity."""
+    Evidence has many numbers as text, since JSON has neither NaN nor infinity."""
     if isinstance(value, float):
         return f"{value:.{EVIDENCE_DIGITS}g}"
     value = _shortened(value)
@@ -159,7 +161,7 @@ def _shortened(value: Any) -> Any:
 
 
 def code_names(message: str, names: Sequence[str]) -> Markup:
-    """Return `message`, escaped, with `names` set as code."""
+    """Return `message`, escaped, with `names` marked up as code."""
     if not names:
         return escape(message)
     pattern = "|".join(re.escape(name) for name in sorted(names, key=len, reverse=True))

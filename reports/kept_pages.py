@@ -1,8 +1,8 @@
 """Keep the pages of an earlier report whose inputs have not changed.
 
-A sweep's pages have a file `FILE`, the digest of everything that they show (its records, its casts and decode speeds,
-since when each case has its status, links to the pages of series, fpxbench itself), and one for the page of each case:
-while a sweep goes on, only the pages of cases that ended, and of their rivals, are written again.
+The file `FILE` beside a sweep's pages has the digest of everything that they show (records, casts, decode speeds,
+status histories, links to pages of series, fpxbench itself), and one for each case's page: while a sweep runs, only the
+pages of cases that ended, and of their rivals, are written again.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ FILE, INDEX = ".inputs.json", "index.html"
 
 @dataclass(frozen=True)
 class Stamp:
-    """Digests of the inputs of a sweep's pages, and what other pages show of the sweep."""
+    """Digests of the inputs of a sweep's pages, and the data that other pages show of the sweep."""
 
     inputs: str
-    """Of all pages; empty while they are being written."""
+    """Digest of the inputs of all pages; empty while they are being written."""
     pages: dict[str, str]
-    """File names of the pages of its cases, with the digest of what each was made from."""
+    """File names of the cases' pages, with the digest of each one's inputs."""
     heading: SweepHeading
     broken: list[BrokenLine]
 
@@ -53,19 +53,20 @@ class KeptPages:
     """The sweeps of an earlier report in a folder."""
 
     def __init__(self, output: Path, from_report: bool) -> None:
-        """Take whether the folder holds an earlier report: then whatever is not of this one is removed."""
+        """Open a folder. If it holds an earlier report (`from_report`), pages that are not in the new one are removed.
+        """
         self._output, self.from_report = output, from_report
         self.kept: dict[Path, frozenset[str]] = {}
         """The pages that stay, by folder."""
 
     def find(self, folder: str) -> Stamp | None:
-        """Return the stamp of a sweep's pages, of those that are there."""
+        """Return the stamp of those of a sweep's pages that exist; None without any."""
         path = self._output / folder / FILE
         if not (self.from_report and path.is_file()):
             return None
         try:
             stamp = _STAMPS.validate_json(path.read_bytes())
-        except ValidationError:     # of another version, or cut off: the pages are made again
+        except ValidationError:     # another version's, or truncated: the pages are made again
             return None
         there = {one.name for one in path.parent.iterdir()}
         if there.issuperset((INDEX, *stamp.pages)):
@@ -73,8 +74,8 @@ class KeptPages:
         return replace(stamp, inputs="", pages={name: of for name, of in stamp.pages.items() if name in there})
 
     def has(self, folder: str, inputs: str) -> bool:
-        """Return whether the pages of a folder that has no cases were made from `inputs` and are all there; keep them
-        then."""
+        """Return whether the pages of a folder without cases were made from `inputs` and all exist; if so, keep them.
+        """
         path = self._output / folder / FILE
         try:
             made = _MADE.validate_json(path.read_bytes()) if self.from_report else None
@@ -88,20 +89,20 @@ class KeptPages:
         return True
 
     def made(self, folder: str, inputs: str, pages: list[str]) -> None:
-        """Note what pages of a folder were made from; `pages` are relative to the report's folder."""
+        """Note the inputs of a folder's pages; `pages` are relative to the report's folder."""
         write_whole(self._output / folder / FILE, _MADE.dump_json(MadePages(inputs, pages)))
 
     def keep(self, folder: str, stamp: Stamp) -> None:
-        """Keep the pages of a sweep as they are."""
+        """Keep the pages of a sweep."""
         self.kept[self._output / folder] = frozenset((INDEX, *stamp.pages))
 
     def write(self, folder: str, stamp: Stamp) -> None:
-        """Note what the pages of a sweep were made from."""
+        """Note the inputs of a sweep's pages."""
         (self._output / folder).mkdir(parents=True, exist_ok=True)
         write_whole(self._output / folder / FILE, _STAMPS.dump_json(stamp))
 
     def remove_others(self, written: set[Path], folders: Iterable[str]) -> None:
-        """Remove from these folders the pages that are neither kept nor written: cases that are gone must not look
+        """Remove the pages in these folders that are neither kept nor written, so that removed cases do not look
         current."""
         if not self.from_report:
             return
@@ -131,12 +132,12 @@ def _delete(path: Path) -> None:
 
 
 def digest(*inputs: object) -> str:
-    """Return a digest of values whose ``repr`` says all of them, and of fpxbench itself."""
+    """Return a digest of fpxbench itself and of `inputs`, whose ``repr`` must be complete."""
     return hashlib.sha256("\n".join([_program(), *map(repr, inputs)]).encode()).hexdigest()
 
 
 def content_of(path: Path) -> str | None:
-    """Return a digest of a file's content; None without it."""
+    """Return a digest of a file's content; None if it does not exist."""
     if not path.is_file():
         return None
     with open(path, "rb") as file:

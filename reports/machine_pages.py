@@ -1,4 +1,4 @@
-"""Write the pages of one machine, its series and its newest sweeps, and of several machines at once."""
+"""Write the pages of machines (their series and newest sweeps), several machines in parallel."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fpxbench.records.store import BrokenLine, Store
+from fpxbench.records.store import BrokenLine, Store, folder_of
 from fpxbench.regressions.machine_processes import in_processes
 from fpxbench.reports.casts.conversion_pages import CastSweep
 from fpxbench.reports.history.chapter import HistoryInputs, MachineHistory
 from fpxbench.reports.kept_pages import KeptPages
 from fpxbench.reports.pages import Pages
-from fpxbench.reports.sweep.sweep_pages import folder_of, newest_of, write_sweep
+from fpxbench.reports.sweep.sweep_pages import newest_of, write_sweep
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 
 
 @dataclass(frozen=True)
 class MachineTask:
-    """One machine, with the folder of its pages."""
+    """The inputs of one machine's pages, and the folder to write them to."""
 
     name: str
     paths: list[Path]
@@ -33,18 +33,18 @@ class MachineTask:
 
 @dataclass(frozen=True)
 class MachinePages:
-    """Results of one machine for the rest of the report."""
+    """The data of one machine that the rest of the report needs."""
 
     name: str
     history: MachineHistory
     sweeps: list[SweepHeading] = field(default_factory=list)
     newest: list[SweepTable] = field(default_factory=list)
-    """The newest of each channel and variant, with its cases."""
+    """The newest sweep of each channel and variant, with its cases."""
     broken: list[BrokenLine] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
     written: set[Path] = field(default_factory=set)
     kept: dict[Path, frozenset[str]] = field(default_factory=dict)
-    """Pages that stay as they are, by folder."""
+    """Pages that are kept, by folder."""
 
 
 def write_machine(machine: MachineTask) -> MachinePages:
@@ -65,7 +65,7 @@ def write_machine(machine: MachineTask) -> MachinePages:
 
 
 def write_machines(machines: list[MachineTask], jobs: int, say: Callable[[str], None]) -> Iterator[MachinePages]:
-    """Write the pages of each machine, by so many processes, and yield them in order."""
+    """Write the pages of each machine in `jobs` processes, and yield the results in order."""
     alone = jobs < 2 or len(machines) < 2
 
     def begun(machine: MachineTask) -> MachinePages:

@@ -1,7 +1,7 @@
-"""Pages of the site: one method for each, from a view to HTML.
+"""Render the site's pages: one method for each, from a view to HTML.
 
-Records may come from other machines. Autoescape is on for every template, JSON goes through ``tojson``, URLs are
-quoted, and a policy in each page forbids scripts that are not files of the site."""
+Records may come from other machines: every template is autoescaped, JSON goes through ``tojson``, URLs are quoted, and
+each page's content security policy forbids scripts that are not files of the site."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ from fpxbench.targets.operations import OPERATIONS
 from fpxbench.whole_file import write_whole
 
 FOLDERS = "machines", "builds", "support", "checkpoints"
-"""Of the report: a page that an earlier report left there, and that is not written again, goes."""
+"""The report's folders: pages of an earlier report that are not written again are removed from them."""
 SWEEPS_IN_FULL = 3
-"""Newest sweeps whose matrix the overview shows; further ones are a row of a table."""
+"""Number of newest sweeps whose matrix the overview shows; the others are rows of a table."""
 MOST_BROKEN_LINES = 50
 
 
 class Pages:
     """Renders the site's pages into a folder.
 
-    failures : pages that could not be made, with the reason
-    written : files of the pages so far, those that were kept included
+    failures : pages that could not be rendered, with the reason
+    written : files of the pages so far, including those kept
     """
 
     def __init__(self, output: Path) -> None:
@@ -64,10 +64,10 @@ class Pages:
     def write(self, path: str, render: Callable[..., str], *views: Any) -> None:
         """Write ``render(*views)`` to `path` below the site's folder.
 
-        One odd record must not end everybody's report: a page that cannot be rendered becomes a page that gives the
-        reason, and is listed in `failures`. Raises ValueError for a folder that is not one of `FOLDERS`."""
+        A single odd record must not prevent the report: a page that cannot be rendered becomes a page with the reason,
+        and is listed in `failures`. Raise ValueError for a folder that is not one of `FOLDERS`."""
         if "/" in path and path.partition("/")[0] not in FOLDERS:
-            raise ValueError(f"{path} lies in none of {', '.join(FOLDERS)}: add its folder to FOLDERS")
+            raise ValueError(f"{path} is in none of {', '.join(FOLDERS)}: add its folder to FOLDERS")
         try:
             page = render(*views)
         except Exception as error:
@@ -80,15 +80,15 @@ class Pages:
         write_whole(target, page)
 
     def keep(self, path: str) -> None:
-        """Leave a page as an earlier report wrote it."""
+        """Keep the page that an earlier report wrote."""
         self.written.add(self._output / path)
 
     def overview(self, sweeps: Sequence[SweepTable], problems: Sequence[ReportProblem],
                  broken_lines: Sequence[BrokenLine], older: int, casts: Sequence[CastSweep],
                  support: SupportMatrix, models: ModelChapter,
                  checkpoints: Sequence[CheckpointPage] = ()) -> str:
-        """Render the first page: what is wrong, what to choose, and every machine; `sweeps` and `casts` are the newest
-        of each machine, `older` counts the other sweeps."""
+        """Render the first page: problems, recommended schemes, and every machine. `sweeps` and `casts` are the newest
+        of each machine; `older` is the number of other sweeps."""
         of_cases = [one for one in problems if not one.link.endswith(MODELS)]
         sections = {section: found for section in Section
                     if (found := [problem for problem in problems if problem.section is section])}
@@ -102,9 +102,8 @@ class Pages:
 
     def sweep(self, sweep: SweepTable, problems: Sequence[ReportProblem], casts: CastSweep | None = None,
               tag: str = "", decodes: DecodeTable | None = None) -> str:
-        """Render one machine and build: the matrix with filters, charts and every case. `casts` are this build's, which
-        have a page of their own; `tag` is its build's, which has one too if it has a place on the timeline;
-        `decodes` the decode speeds measured with it."""
+        """Render one machine and build: the matrix with filters, charts and every case. `casts` : this build's, if they
+        have a page; `tag` : the build's on the timeline, if any; `decodes` : its decode speeds, if measured"""
         return self._render(
             "sweep.html", root="../../../", sweep=sweep, problems=problems, casts=casts, tag=tag,
             charts=_with_page(charts_of(sweep), ""), curves=speedup_curves(sweep),
@@ -112,8 +111,8 @@ class Pages:
 
     def machine(self, sweeps: Sequence[SweepHeading], casts: Sequence[tuple[CastSweep, CastChanges | None]] = (),
                 older: int = 0, models: ModelChapter | None = None, spread: SpreadTable | None = None) -> str:
-        """Render one machine and the builds measured on it, newest first; `older` counts those without a page, and
-        `spread` compares its devices."""
+        """Render one machine and the builds measured on it, newest first. `older` : number of builds without a page;
+        `spread` : comparison of its devices"""
         newest = sweeps[0] if sweeps else casts[0][0]
         return self._render("machine.html", root="../../", sweeps=sweeps, casts=casts, newest=newest, older=older,
                             models=models or ModelChapter(), spread=spread)
@@ -124,8 +123,8 @@ class Pages:
                             has_sweep=has_sweep)
 
     def models(self, page: ModelPage, of_machine: ModelChapter, has_machine: bool) -> str:
-        """Return the tables of models of one machine and build. `of_machine` is what else the chapter has of it;
-        `has_machine`: whether the machine has a page."""
+        """Render the tables of models of one machine and build. `of_machine` : the chapter's part about this machine;
+        `has_machine` : whether the machine has a page"""
         tables = [(table, _with_page(generation_charts.charts_of(table, number), ""))
                   for number, table in enumerate(page.tables)]
         rankings = [(table, _with_page([table.chart(number)], "")) for number, table in enumerate(page.rankings)]
@@ -140,7 +139,7 @@ class Pages:
                             models=[(model, _with_page(model.charts(at), "")) for at, model in enumerate(page.models)])
 
     def tensors(self, page: TensorPage, has_machine: bool) -> str:
-        """Render what tensor classes can do on one build."""
+        """Render the operations that tensor classes support on one build."""
         return self._render("tensors.html", root="../../../", page=page, has_machine=has_machine, badges=BADGES,
                             outcomes=OperationOutcome)
 
@@ -149,7 +148,7 @@ class Pages:
         return self._render("conversion.html", root="../../../../", casts=casts, row=row)
 
     def support(self, support: SupportMatrix, diffs: Sequence[BuildDiff]) -> str:
-        """Render the support matrix of GPU architectures, with filters, and what miscompiles."""
+        """Render the support matrix of GPU architectures, with filters, and the miscompiled kernels."""
         return self._render("support.html", root="../", support=support, build_diffs=diffs)
 
     def support_row(self, support: SupportMatrix, row: SupportRow, found: Sequence[ArchitectureDetail],
@@ -160,7 +159,7 @@ class Pages:
                             needs_torch=row.operation.name in OPERATIONS and OPERATIONS[row.operation.name].needs_torch)
 
     def support_build(self, support: SupportMatrix, diff: BuildDiff) -> str:
-        """Render what one Triton build gained and lost."""
+        """Render the gains and losses of one Triton build."""
         pages = {(row.operation.name, row.format): row.page for row in support.rows}
         return self._render("support_build.html", root="../", diff=diff, pages=pages)
 
@@ -175,7 +174,7 @@ class Pages:
         )
 
     def regressions(self, summary: RegressionSummary, troubles: Sequence[str]) -> str:
-        """Render changes from build to build, by state; `troubles` are messages about the records behind them."""
+        """Render changes from build to build, by state. `troubles` : messages about their records"""
         return self._render("regressions.html", root="", summary=summary, troubles=troubles[:MOST_BROKEN_LINES],
                             trouble_count=len(troubles))
 
@@ -184,11 +183,11 @@ class Pages:
         return self._render("history.html", root=ROOT, series=series, charts=_with_page(series.charts, None))
 
     def builds(self, builds: Sequence[BuildPage]) -> str:
-        """Render every build, newest first, with counts of what it changed."""
+        """Render the list of builds, newest first, with counts of their changes."""
         return self._render("builds.html", root="", builds=builds[::-1])
 
     def build(self, build: BuildPage) -> str:
-        """Render what one build changed, on all machines."""
+        """Render the changes of one build on all machines."""
         return self._render("build.html", root="../", build=build)
 
     def about(self) -> str:
@@ -204,7 +203,7 @@ class Pages:
 
 
 def _with_models(title: str, models: Sequence[ModelPage]) -> str:
-    """Return the first page's title with how many rows of models' tables are faulty, where there are such tables."""
+    """Return the first page's title with the number of faulty rows in models' tables, if there are any tables."""
     models = [page for page in models if page.tables]
     faulty = sum(page.ran - page.right for page in models)
     of_models = f"{faulty or 'no'} faulty {'row' if faulty == 1 else 'rows'} in models' tables"
@@ -218,6 +217,6 @@ def _fastest_first(row: CaseRow) -> tuple:
 
 
 def _with_page(charts: Sequence[Chart], page: str | None) -> list[dict[str, Any]]:
-    """Add the page that a click on a mark opens; None if each mark names its own."""
+    """Return the charts with the page that a click on a mark opens; None if each mark has its own."""
     return [{"name": c.name, "title": c.title, "caption": c.caption, "alternative": c.alternative,
              "json": {"figure": c.figure, "page": page}} for c in charts]

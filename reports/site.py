@@ -1,8 +1,8 @@
 """Turn a results folder into a static site that opens from ``file://``.
 
-One records file is read, rendered and dropped before the next, so that memory holds one machine and build at a time; of
-each only its small rows are kept, and only of the newest build of each machine. No record of older builds is read: what
-changed since comes from the series index (`fpxbench.reports.history.chapter`)."""
+Records files are read, rendered and dropped one by one, so that memory holds one machine and build at a time; only the
+small rows of each machine's newest build are kept. Records of older builds are not read: their changes come from the
+series index (`fpxbench.reports.history.chapter`)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fpxbench.builds.timeline import Timeline
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.checkpoint.stored_reports import read_reports
 from fpxbench.records.record import Record
-from fpxbench.records.store import BrokenLine, Store
+from fpxbench.records.store import BrokenLine, Store, folder_of
 from fpxbench.reports.casts.cast_index import brief_sweeps
 from fpxbench.reports.casts.conversion_pages import (
     CastChanges,
@@ -40,7 +40,6 @@ from fpxbench.reports.pages import FOLDERS, Pages
 from fpxbench.reports.static_files import static_files
 from fpxbench.reports.sweep.device_spread_table import newest_spread
 from fpxbench.reports.sweep.problems import ReportProblem, find_problems
-from fpxbench.reports.sweep.sweep_pages import folder_of, newest_records
 from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable
 from fpxbench.reports.targets.support_build import build_diffs
 from fpxbench.reports.targets.support_row import row_detail
@@ -55,7 +54,7 @@ from fpxbench.whole_file import write_whole
 
 _PLOTLY = "plotly.min.js"
 _Casts = dict[tuple[str, str], tuple[CastSweep, CastChanges | None]]
-"""Cast sweeps with what changed since the build before, by the names of their machine's folder and their file."""
+"""Cast sweeps with their changes since the build before, by the names of their machine's folder and their file."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +62,9 @@ class SiteSummary:
     """The built site, and its worst findings.
 
     index : the page to open
-    choices : a message for each machine on the schemes to choose from
-    problems : of the newest build of each machine, worst first; links are relative to the site's folder
-    broken_lines : lines of the results that are no records
+    choices : a message for each machine about the recommended schemes
+    problems : problems of the newest build of each machine, worst first; links are relative to the site's folder
+    broken_lines : lines of the results that are not records
     troubles : other messages about the records
     empty : whether the results hold no record
     """
@@ -83,11 +82,11 @@ def build_site(results: Path, output: Path, timeline: Timeline | None = None, bu
     """Write the site of the records under `results` to the folder `output`.
 
     Without `timeline` builds are ordered by the dates in their records. The newest `builds` of each machine, channel
-    and variant have a page for every case; older ones show only what they changed. Pages of an earlier report are
-    replaced, and the same records give the same bytes. A page is replaced at once and after those that it links to, and
-    pages without links are removed last, so that a reader finds every page at any time. Without any record the first
-    page says how to make some. `say` receives progress messages; `jobs` processes write machines at once. Raises
-    NotADirectoryError if `output` is a file, and TimelineError if `timeline` cannot be read."""
+    and variant have a page for every case; older ones show only their changes. The same records give the same bytes.
+    Pages of an earlier report are replaced atomically, each after the pages that it links to, and unlinked pages are
+    removed last, so that links never break. Without records the first page says how to make some. `say` receives
+    progress messages; `jobs` processes write machines in parallel. Raise NotADirectoryError if `output` is a file, and
+    TimelineError if `timeline` cannot be read."""
     results, output = Path(results), Path(output)
     if output.exists() and not output.is_dir():
         raise NotADirectoryError(f"{output} is a file; give a folder for the report")
@@ -151,7 +150,7 @@ def _gpu_first(heading: SweepHeading) -> tuple:
 
 
 def _newest_casts(casts: _Casts) -> list[tuple[CastSweep, CastChanges | None]]:
-    """Return the newest of each machine and channel, GPUs first."""
+    """Return the newest cast sweep of each machine and channel, GPUs first."""
     newest: dict[tuple[str, str], tuple[CastSweep, CastChanges | None]] = {}
     for sweep, changes in sorted(casts.values(), key=lambda pair: _newest_first(pair[0])):
         newest[sweep.folder[0], sweep.build.channel] = sweep, changes
@@ -159,8 +158,8 @@ def _newest_casts(casts: _Casts) -> list[tuple[CastSweep, CastChanges | None]]:
 
 
 def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[BrokenLine], list[str]]:
-    """Return, in brief, the cast sweeps of every build that gets pages; broken lines and other messages. Of the others
-    one machine's at a time are in memory, from its index."""
+    """Return, in brief, the cast sweeps of every build that gets pages; broken lines; and other messages. The sweeps of
+    other builds are in memory for one machine at a time."""
     casts: _Casts = {}
     broken_lines: list[BrokenLine] = []
     messages: list[str] = []
@@ -177,9 +176,9 @@ def _read_casts(store: Store[CastRecord], builds: int) -> tuple[_Casts, list[Bro
 
 def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, kept: KeptPages,
                  swept: set[tuple[str, str]]) -> _Casts:
-    """Write the pages of the conversions of each build in `brief`, unless an earlier report made them from the same.
-    Return it, with mistakes and disagreements where they were written and of the newest builds, which the first page
-    shows. Only their records are read once more, and only those of mistakes are kept."""
+    """Write the pages of the conversions of each build in `brief`, unless those of an earlier report are current.
+    Return `brief`, with mistakes and disagreements for builds that were written and for the newest, which the first
+    page shows. Only the records of these builds are read again, and only those of mistakes are kept."""
     full, newest = dict(brief), {sweep.folder for sweep, _ in _newest_casts(brief)}
     for path in store.files():
         place = folder_of(path)
@@ -190,7 +189,7 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, kept: Ke
         made = kept.has(folder + "numerics", inputs)
         if made and place not in newest:
             continue
-        records = newest_records(store, path)[0]
+        records = store.read_newest(path)[0]
         sweep = cast_sweep_of(place, records)
         full[place] = sweep, changes
         if made:
@@ -206,7 +205,7 @@ def _write_casts(store: Store[CastRecord], brief: _Casts, pages: Pages, kept: Ke
 
 
 def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage], list[BrokenLine]]:
-    """Write the page of each examined checkpoint; return the pages, and the files that are no examinations."""
+    """Write the page of each examined checkpoint; return the pages, and the files that are not examinations."""
     reports, broken = read_reports(results)
     found = [checkpoint_page(name, report) for name, report in reports]
     for page in found:
@@ -216,7 +215,7 @@ def _write_checkpoints(results: Path, pages: Pages) -> tuple[list[CheckpointPage
 
 def _write_machines(results: Path, by_machine: dict[str, list[SweepHeading]], casts: _Casts, older: dict[str, int],
                     models: ModelChapter, pages: Pages) -> list[BrokenLine]:
-    """Write the page of each machine; return broken lines of the comparisons of its devices."""
+    """Write the page of each machine; return the broken lines of the comparisons of devices."""
     broken_lines: list[BrokenLine] = []
     for machine in {folder[0] for folder in casts} | set(by_machine):
         sweeps = sorted(by_machine.get(machine, ()), key=_newest_first, reverse=True)

@@ -102,6 +102,11 @@ class Store(Generic[R]):
                     broken.append(BrokenLine(path, number, first_mistake(error)))
         return records, broken
 
+    def read_newest(self, path: Path) -> tuple[list[R], list[BrokenLine]]:
+        """Return the newest record of each id in one file, regardless of machine and build, and its broken lines."""
+        records, broken = self.read(path)
+        return list({record.id: record for record in latest(records)}.values()), broken
+
     def read_all(self) -> tuple[list[R], list[BrokenLine]]:
         """Return all records under the folder, and the broken lines."""
         records: list[R] = []
@@ -111,6 +116,12 @@ class Store(Generic[R]):
             records += more
             broken += more_broken
         return records, broken
+
+
+def folder_of(path: Path) -> tuple[str, str]:
+    """Return the names of a records file's machine folder and of the file, which may differ from its records' contents.
+    """
+    return path.parent.parent.name, path.stem
 
 
 def latest(records: list[R]) -> list[R]:

@@ -1,8 +1,8 @@
 """An index of cast sweeps for comparing builds, so that a nightly run reads only its own build's records.
 
-``RESULTS/<machine>/.casts.json`` holds nothing that the records do not: it may be deleted, and is rebuilt if it
-cannot be read. A file of records is read again only if its size or its times changed and its content differs. Builds
-whose conversions are the same share what is kept of them.
+``RESULTS/<machine>/.casts.json`` is derived from the records: it may be deleted, and is rebuilt if it cannot be read. A
+file of records is read again only if its size or its times changed and its content differs. Builds with the same
+conversions share one entry.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from fpxbench.casts.cast_changes import CastSnapshot
 from fpxbench.casts.cast_record import CastRecord
-from fpxbench.records.store import BrokenLine, Store
+from fpxbench.records.store import BrokenLine, Store, folder_of
 from fpxbench.regressions.series_index import FileState, file_state
 from fpxbench.reports.casts.conversion_pages import CastSweep, brief_sweep_of
-from fpxbench.reports.sweep.sweep_pages import folder_of, newest_records
 from fpxbench.reports.sweep.sweep_table import SweepHeading
 from fpxbench.whole_file import write_whole
 
@@ -93,7 +92,7 @@ def _read(place: Path) -> CastIndex:
 def _indexed(store: Store[CastRecord], path: Path, state: FileState,
              snapshots: dict[str, tuple[CastSnapshot, ...]]) -> IndexedFile:
     """Read a file, and add its snapshots."""
-    records, broken = newest_records(store, path)
+    records, broken = store.read_newest(path)
     brief = brief_sweep_of(folder_of(path), records) if records else None
     those = brief.snapshots if brief is not None else ()
     of = hashlib.sha256(_SNAPSHOTS.dump_json(those)).hexdigest()[:32]

@@ -1,4 +1,4 @@
-"""What casts and bit operations do: conversions by engine, and what changed from build to build."""
+"""Views of casts and bit operations: conversions by engine, and changes from build to build."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fpxbench.casts.cast_changes import CastChange, CastSnapshot, changes
 from fpxbench.casts.cast_findings import CastFinding, Disagreement, disagreements, find, operations_of
 from fpxbench.casts.cast_record import CastRecord, InputKind
 from fpxbench.casts.conversion import DTYPES, CastOperation, Conversion, Engine
+from fpxbench.counted import counted
 from fpxbench.records.verdict import BROKEN, SEVERITY, Status
 from fpxbench.reports.sweep.problems import CHANGED, DISAGREES, ReportProblem, Section
 from fpxbench.reports.sweep.sweep_table import SweepHeading
@@ -28,11 +29,11 @@ _OF_PYTORCH = frozenset({Engine.EAGER, Engine.COMPILED})
 
 @dataclass(frozen=True)
 class CastSweep(SweepHeading):
-    """The conversions of one machine and build, as far as pages list them and compare builds."""
+    """The conversions of one machine and build, reduced to what pages list and compare between builds."""
 
     snapshots: tuple[CastSnapshot, ...]
     mistakes: tuple[CastFinding, ...]
-    """Worst first. Only their records stay in memory."""
+    """Worst first. Only the records of mistakes stay in memory."""
     disagreements: tuple[Disagreement, ...]
 
     @property
@@ -42,14 +43,14 @@ class CastSweep(SweepHeading):
 
     @property
     def reported(self) -> list[CastFinding]:
-        """Mistakes for the first page: those that only Triton's interpreter makes are left out, since no results come
-        from it."""
+        """Mistakes for the first page, without those that only Triton's interpreter makes, since no results come from
+        it."""
         return [mistake for mistake in self.mistakes if mistake.status in BROKEN and not mistake.only_interpreted]
 
 
 @dataclass(frozen=True)
 class CastChanges:
-    """What changed since an earlier build."""
+    """The changes since an earlier build."""
 
     earlier: SweepHeading
     changes: tuple[CastChange, ...]
@@ -71,25 +72,26 @@ class ConversionRow:
 
 
 def brief_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
-    """Return what comparing builds needs of one file's records: the newest of each conversion, at least one."""
-    counted = Counter(record.verdict.status for record in records)
+    """Return the data needed to compare builds, from the newest record of each conversion in one file (at least one).
+    """
+    by_status = Counter(record.verdict.status for record in records)
     return CastSweep(
         folder=folder, machine=records[-1].machine, build=records[-1].build,
         as_of=max(record.started_at for record in records),
-        counts={status: counted[status] for status in SEVERITY if counted[status]},
+        counts={status: by_status[status] for status in SEVERITY if by_status[status]},
         snapshots=tuple(map(CastSnapshot.of, records)), mistakes=(), disagreements=())
 
 
 def cast_sweep_of(folder: tuple[str, str], records: Sequence[CastRecord]) -> CastSweep:
-    """Return the same with mistakes and disagreements."""
+    """Return `brief_sweep_of` with mistakes and disagreements."""
     return replace(brief_sweep_of(folder, records), mistakes=tuple(find(records)),
                    disagreements=tuple(disagreements(records)))
 
 
 def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChanges]:
-    """Return, for the builds of one machine, by folder, what changed since the build before.
+    """Return the changes of each build of one machine since the build before it, by folder.
 
-    A build is compared with the one before of its channel and variant or, if it is the first of these, of its channel.
+    A build is compared with the previous one of its channel and variant or, if there is none, of its channel.
     """
     found = {}
     before: dict[tuple[str, ...], list[CastSweep]] = defaultdict(list)
@@ -109,8 +111,8 @@ def cast_changes(sweeps: Sequence[CastSweep]) -> dict[tuple[str, str], CastChang
 
 def builds_with_pages(sweeps: Sequence[CastSweep], changed: dict[tuple[str, str], CastChanges],
                       builds: int) -> set[tuple[str, str]]:
-    """Return the folders of one machine's builds that get pages: the newest `builds` of each channel, and all that
-    changed something."""
+    """Return the folders of one machine's builds that get pages: the newest `builds` of each channel, and all builds
+    with changes."""
     newest = sorted(sweeps, key=lambda one: (one.age, one.folder), reverse=True)
     by_channel: dict[str, list[CastSweep]] = defaultdict(list)
     for one in newest:
@@ -121,7 +123,7 @@ def builds_with_pages(sweeps: Sequence[CastSweep], changed: dict[tuple[str, str]
 
 @dataclass(frozen=True)
 class ConversionMatrix:
-    """Conversions by what is converted, and on which engine."""
+    """Conversions (rows) by engine and device (columns)."""
 
     columns: list[str]
     sections: dict[str, list[ConversionRow]]
@@ -161,7 +163,7 @@ def _section(conversion: Conversion) -> str:
 
 
 def cell_text(record: CastRecord) -> str:
-    """Return the text of a cell: how many inputs are wrong, else what overflow becomes."""
+    """Return the text of a cell: the number of wrong inputs, else the result of overflow."""
     if record.verdict.status is Status.WRONG:
         wrong = sum(difference.count for difference in record.differences if not difference.permitted)
         return f"{wrong / 1000:.0f}k" if wrong >= 10_000 else str(wrong)
@@ -169,8 +171,8 @@ def cell_text(record: CastRecord) -> str:
 
 
 def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list[ReportProblem]:
-    """Return one problem a mistake on the newest build of each machine, and what changed since the build before, in the
-    order of `_rarity`."""
+    """Return one problem for each mistake on the newest build of each machine, in the order of `_rarity`, then
+    disagreements between engines, and changes since the build before."""
     by_mistake: dict[tuple[Status, str], list[tuple[CastFinding, CastSweep]]] = defaultdict(list)
     for sweep, _ in casts:
         for mistake in sweep.reported:
@@ -195,8 +197,8 @@ def cast_problems(casts: Sequence[tuple[CastSweep, CastChanges | None]]) -> list
 
 
 def _is_corner_case(mistake: CastFinding) -> bool:
-    """Return whether only values or dtypes that few programs convert show it: no finite value within the range of an
-    ordinary dtype is wrong."""
+    """Return whether `mistake` affects only values or dtypes that few programs convert, and no finite value within the
+    range of an ordinary dtype."""
     return all(_is_rare(record.conversion) or _WRONG_FOR_ORDINARY_VALUES.isdisjoint(
         difference.kind for difference in record.differences if not difference.permitted) for record in mistake.records)
 
@@ -207,21 +209,22 @@ def _is_rare(conversion: Conversion) -> bool:
 
 
 def _rarity(mistake: CastFinding) -> tuple:
-    """Sort mistakes: ordinary dtypes before rare ones, PyTorch's casts before hand-written kernels', then the most
-    widespread."""
+    """Return a sort key: ordinary dtypes before rare ones, PyTorch's casts before hand-written kernels', then the most
+    widespread mistakes."""
     conversions = [record.conversion for record in mistake.records]
     of_pytorch = any(one.engine in _OF_PYTORCH for one in conversions)
     return all(map(_is_rare, conversions)), not of_pytorch, -len({one.what for one in conversions})
 
 
 def _wrong(shown: list[tuple[CastFinding, CastSweep]]) -> ReportProblem:
-    """Return one mistake wherever it shows, with the numbers of the build and conversions that show it most."""
+    """Return the problem for one mistake on all builds, with the numbers of the newest build with the most
+    conversions."""
     mistake, sweep = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
     what_happens = ": ".join(part for part in (mistake.cause, mistake.counts) if part) or str(mistake.status)
     example = f". {mistake.example}" if mistake.example else ""
     others = sum(len(other.records) for other, its in shown if its is sweep and other is not mistake)
     builds = dict.fromkeys(f"PyTorch {its.build.label} on {its.machine.device}" for _, its in shown if its is not sweep)
-    likewise = [f"{others} other {'conversion' if others == 1 else 'conversions'} there"] * bool(others) + list(builds)
+    likewise = [f"{counted(others, 'other conversion')} there"] * bool(others) + list(builds)
     return ReportProblem(
         Section.CORNER_CASES if all(_is_corner_case(mistake) for mistake, _ in shown) else Section.CASTS,
         str(mistake.status),

@@ -1,4 +1,4 @@
-"""How fast codes are decoded by each way, beside a copy: one table for a machine and build."""
+"""A table of decode speeds by engine, next to a plain copy, for one machine and build."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from fpxbench.targets.matrix import Matrix
 class DecodeRow:
     """One format decoded to one dtype.
 
-    instructions : of Triton's cast (or integer decode, where Triton has no such dtype) on this architecture with this
-        build's Triton, for each weight; loads and stores not counted. None where the matrix has no such kernel
+    instructions : per weight, of Triton's cast (or of the integer decode, if Triton lacks the dtype) on this
+        architecture with this build's Triton, without loads and stores; None if the matrix has no such kernel
     """
 
     record: DecodeSpeed
@@ -40,7 +40,7 @@ def decode_table(records: Sequence[DecodeSpeed], matrix: Matrix | None) -> Decod
 
 
 def instructions_of(record: DecodeSpeed, matrix: Matrix | None) -> float | None:
-    """Return the instructions that decoding one weight takes by the targets matrix; None if it does not say."""
+    """Return the instructions that decoding one weight takes, from the matrix of targets; None if it has no entry."""
     if matrix is None or record.device == "cpu" or record.build.triton is None:
         return None
     builds = [build.triton for build in matrix.builds]

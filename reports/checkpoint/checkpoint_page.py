@@ -1,4 +1,4 @@
-"""The page of one checkpoint: layers by findings, with a histogram of codes for each layer that was read."""
+"""The page of one checkpoint: its layers, those with findings first, with histograms of codes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from fpxbench.reports.rendering import templates
 from fpxbench.reports.static_files import static_files
 
 MOST_LAYERS = 1000
-"""Rows of the page; layers with findings come first, then those that were read."""
+"""Largest number of rows of the page."""
 WIDTH, HEIGHT = 192, 40
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One code of a histogram: its place in pixels, what it is, and whether it is a number."""
+    """One code of a histogram: its position in pixels, title, and whether it is a finite number."""
 
     x: float
     width: float
@@ -45,11 +45,11 @@ class LayerRow:
 class CheckpointPage:
     """One examined checkpoint as its page shows it.
 
-    name : of its file in ``RESULTS/checkpoints``, and of its page
-    rows : layers with findings first, then those that were read, at most `MOST_LAYERS`
-    wrong : layers with a finding
-    groups : dialect, scheme, layers, bytes and bits per weight
-    findings : messages by how many layers have them
+    name : stem of its file in ``RESULTS/checkpoints`` and of its page
+    rows : layers with findings, then those that were read, at most `MOST_LAYERS`
+    wrong : number of layers with a finding
+    groups : dialect, scheme, number of layers, bytes and bits per weight
+    findings : messages with the number of layers that have them, the most frequent first
     """
 
     name: str
@@ -65,7 +65,7 @@ class CheckpointPage:
 
     @property
     def path(self) -> str:
-        """The page's place in a site."""
+        """The page's path, relative to the site's root."""
         return f"checkpoints/{self.name}.html"
 
     @property
@@ -75,7 +75,7 @@ class CheckpointPage:
 
 
 def checkpoint_page(name: str, report: CheckpointReport) -> CheckpointPage:
-    """Return what a page shows of `report`."""
+    """Return the contents of the page of `report`."""
     rows = sorted(map(_row, report.layers), key=lambda row: (not row.wrong, not row.bars))
     findings = Counter(problem.split(": ", 1)[-1] for each in report.layers for problem in each.problems)
     return CheckpointPage(name, report, rows[:MOST_LAYERS], sum(row.wrong for row in rows), _groups(report.layers),
@@ -83,7 +83,8 @@ def checkpoint_page(name: str, report: CheckpointReport) -> CheckpointPage:
 
 
 def render(page: CheckpointPage, *, root: str = "", home: str | None = None) -> str:
-    """Return the page's HTML. `root` leads to the folder of ``assets``; `home`, if there is one, to the first page.
+    """Return the page's HTML. `root` is the relative path to the folder of ``assets``; `home`, if any, to the first
+    page.
 
     Names and messages come from the file: all are escaped, and the page runs no script.
     """
@@ -123,10 +124,10 @@ def _bars(layer: LayerReport) -> list[Bar]:
 
 
 def _groups(layers: list[LayerReport]) -> list[tuple[str, str, int, int, float]]:
-    """Return dialect, scheme, layers, bytes and bits per weight."""
+    """Return dialect, scheme, number of layers, bytes and bits per weight of each group."""
     groups: dict[tuple[str, str], list[LayerReport]] = {}
     for each in layers:
-        groups.setdefault((each.dialect, each.scheme or f"{each.stored_as}, of no scheme"), []).append(each)
+        groups.setdefault((each.dialect, each.scheme or f"{each.stored_as}, no scheme"), []).append(each)
     return [
         (dialect, scheme, len(found), sum(each.nbytes for each in found),
          8 * sum(each.nbytes for each in found) / max(1, sum(each.n * each.k * each.experts for each in found)))

@@ -31,7 +31,7 @@ class BuildMeasurement:
     triton: str | None
     counts: dict[Status, int]
     page: str
-    """The sweep's, relative to the site's root; empty where it has none."""
+    """The sweep's page, relative to the site's root; empty if it has none."""
 
 
 class MeasuredBuild(NamedTuple):
@@ -44,7 +44,7 @@ class MeasuredBuild(NamedTuple):
 
 
 def measured_builds(panel: Panel, sweeps: Container[str]) -> list[MeasuredBuild]:
-    """Return the builds of a panel; `sweeps` are the names of builds' folders that have a page."""
+    """Return the builds of a panel. `sweeps` : names of the folders of builds that have a page."""
     found = []
     for column, build in enumerate(panel.builds):
         places = panel.severity[:, column]
@@ -69,17 +69,17 @@ class FailedInstallation:
 
 @dataclass
 class BuildPage:
-    """One build, and what it changed."""
+    """The page of one build and its changes."""
 
     entry: Entry
     measured: list[BuildMeasurement] = field(default_factory=list)
     compared: bool = False
-    """Whether it was measured where an earlier build of its channel and variant was."""
+    """Whether some machine also measured an earlier build of its channel and variant."""
     groups: list[RegressionGroup] = field(default_factory=list)
-    """Changes that began with it, worst first."""
+    """Changes that began with this build, worst first."""
     moves: list[MachineMove] = field(default_factory=list)
     has_casts: bool = False
-    """Whether its casts were checked on some machine."""
+    """Whether some machine checked its casts."""
     conversions: list[tuple[CastSweep, CastChanges]] = field(default_factory=list)
     """Casts that differ from the build before."""
     failed_installations: list[FailedInstallation] = field(default_factory=list)
@@ -92,7 +92,7 @@ class BuildPage:
 
     @property
     def page(self) -> str:
-        """Relative to the site's root, as are all links."""
+        """Path of the page, relative to the site's root, as are all links."""
         return f"builds/{self.tag}.html"
 
     @property
@@ -111,16 +111,16 @@ class BuildPage:
 
     @property
     def notes(self) -> list[str]:
-        """What the list of builds shows beside the counts."""
+        """Notes for the list of builds, next to the counts."""
         variants = sorted({failed.variant for failed in self.failed_installations})
         notes = [f"did not install for {', '.join(variants)}"] if variants else []
-        casts = "casts changed" if self.conversions else "no sweep, casts only"
-        return notes + [casts] * bool(self.conversions or self.has_casts
-                                      and not self.measured) + ["the machine, or dense, changed"] * bool(self.moves)
+        if self.conversions or self.has_casts and not self.measured:
+            notes.append("casts changed" if self.conversions else "no sweep, casts only")
+        return notes + ["the machine, or dense, changed"] * bool(self.moves)
 
     def count(self, direction: Direction) -> int:
         """Return the number of changes in that direction."""
-        return sum(len(group.lines) for group in self.groups if group.first.direction is direction)
+        return sum(len(group.lines) for group in self.of(direction))
 
     def of(self, direction: Direction) -> list[RegressionGroup]:
         return [group for group in self.groups if group.first.direction is direction]
@@ -135,7 +135,7 @@ class BuildPages:
         self._pages: dict[str, BuildPage] = {}
 
     def _page(self, build: Build) -> BuildPage | None:
-        """Return None for a build that can have no place on the timeline: records may come from anywhere."""
+        """Return the page of a build; None if it cannot be on the timeline, since records may come from anywhere."""
         try:
             entry = Entry.of(build, UNKNOWN_DAY)
         except ValueError:
@@ -145,14 +145,14 @@ class BuildPages:
         return self._pages.setdefault(key, BuildPage(entry))
 
     def add_requested(self, build: Build, group: RegressionGroup) -> None:
-        """Add a confirmation that was requested by hand; `build` must have a place on the timeline."""
+        """Add a confirmation that was requested by hand; `build` must fit the timeline."""
         page = self._page(build)
         assert page is not None
         page.groups.append(group)
 
     def add_measured(self, measured: Iterable[MeasuredBuild], groups: Iterable[RegressionGroup],
                      moves: Iterable[MachineMove]) -> None:
-        """Add the builds measured on one machine, and what changed there."""
+        """Add the builds measured on one machine, and their changes."""
         for one in measured:
             known = self._page(one.build)
             if known is not None:
@@ -172,7 +172,7 @@ class BuildPages:
             page.conversions.append((casts, changes))
 
     def add_installations(self, installations: Iterable[Installation]) -> None:
-        """Add what did not install: by `installations`, else by the timeline's notes."""
+        """Add the failed installations among `installations`, and those that only the timeline notes."""
         known = set()
         for one in installations:
             page = self._page(one.build)
@@ -188,7 +188,7 @@ class BuildPages:
                     page.failed_installations.append(FailedInstallation("", variant, failure.day, "", failure.log_tail))
 
     def in_order(self) -> list[BuildPage]:
-        """Return them oldest first."""
+        """Return the pages, oldest build first."""
         last: dict[str, BuildPage] = {}
         found = []
         for entry in in_order(self._entries.values()):

@@ -1,4 +1,4 @@
-"""Pages about more than one build: regressions, the series behind them, and what each build changed."""
+"""Write the pages about more than one build: regressions, their series, and the changes of each build."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from fpxbench.reports.sweep.case_row import page_of_id
 from fpxbench.reports.sweep.problems import ReportProblem
 
 BUILDS_IN_FULL = 10
-"""Builds of each machine, channel and variant with a page for every case: a page per case and night would add up to
-millions."""
+"""Number of builds of each machine, channel and variant with a page for every case; a page per case and night would
+add up to millions."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class MachineHistory:
 
     troubles: list[str]
     older: int
-    """Sweeps without a page of their own."""
+    """Number of sweeps without a page of their own."""
     measured: list[MeasuredBuild] = field(default_factory=list)
     groups: list[RegressionGroup] = field(default_factory=list)
     moves: list[MachineMove] = field(default_factory=list)
@@ -56,16 +56,16 @@ class HistoryInputs:
 
     results: Path
     entries: list[Entry]
-    """The timeline's."""
+    """The entries of the timeline."""
     confirmations: dict[str, Confirmation]
-    """By suspect."""
+    """Confirmations by suspect."""
     in_full: int
-    """Newest builds of each machine, channel and variant with a page for every case."""
+    """Number of newest builds of each machine, channel and variant with a page for every case."""
 
     def of_machine(self, machine: str, paths: Iterable[Path], pages: Pages,
                    ) -> tuple[MachineHistory, list[Path], StatusHistories]:
-        """Write the pages of a machine's series. Return what changed, those of its records files that get pages, and
-        the status histories of their cases."""
+        """Write the pages of a machine's series. Return its changes, the records files that get pages, and the status
+        histories of their cases."""
         of_machine, troubles = changes_of_machine(self.results, machine, self.confirmations, self.entries)
         known = {build.stem for one in of_machine for build in one.panel.builds}
         full = {build.stem for one in of_machine for build in one.panel.builds[-self.in_full:]}
@@ -96,7 +96,7 @@ class HistoryInputs:
 
 
 class HistoryChapter:
-    """Collects what changed machine after machine, and writes the pages about all of them."""
+    """Collects the changes machine by machine, and writes the pages about all machines."""
 
     def __init__(self, results: Path, timeline: Timeline | None, pages: Pages, in_full: int) -> None:
         """Read timeline and confirmations. Raise TimelineError if the timeline cannot be read."""
@@ -109,10 +109,10 @@ class HistoryChapter:
         self._troubles = [str(line) for line in broken]
         self.inputs = HistoryInputs(results, entries, by_suspect(self._confirmations), in_full)
         self.older: Counter[str] = Counter()
-        """Sweeps without a page of their own, by machine."""
+        """Number of sweeps without a page of their own, by machine."""
 
     def add(self, machine: str, history: MachineHistory) -> None:
-        """Add what changed on one machine."""
+        """Add the changes on one machine."""
         self._troubles += history.troubles
         self.older[machine] = history.older
         self._builds.add_measured(history.measured, history.groups, history.moves)
@@ -120,12 +120,13 @@ class HistoryChapter:
         self._moves += history.moves
 
     def problems(self, broken: Container[tuple[str, str]]) -> list[ReportProblem]:
-        """Return the problems of the first page; `broken` cases, by machine and id, have theirs already."""
+        """Return the problems for the first page, except those of `broken` cases (machine, id), which have their own.
+        """
         return regression_problems(self._groups, broken)
 
     def write_rest(self, casts: Iterable[tuple[CastSweep, CastChanges | None]], known: set[str]) -> list[str]:
-        """Write the page of regressions and those of the builds, after every machine. Return messages about the
-        records, without those in `known`."""
+        """Write the pages of regressions and builds, after all machines. Return messages about the records that are not
+        in `known`."""
         for sweep, changes in casts:
             self._builds.add_casts(sweep, changes)
         installations, broken = Store(self._results, Installation).read_all()
@@ -149,8 +150,7 @@ class HistoryChapter:
         except ValueError:
             self._troubles.append(
                 f"a confirmation on {confirmation.machine.name} is about PyTorch {confirmation.good.torch} and "
-                f"{confirmation.build.torch}, one of which "
-                                  "has no place on the timeline: left out")
+                f"{confirmation.build.torch}, one of which cannot be on the timeline: left out")
             return
         self._builds.add_requested(confirmation.build, group)
         self._groups.append(group)

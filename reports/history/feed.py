@@ -19,8 +19,8 @@ _NOT_XML = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def feed(results: Path, report: str = "") -> bytes:
-    """Return the feed of the regressions that were confirmed under `results`, newest first; one that was fixed later
-    stays. `report` is the URL of the report's folder; by default links are relative to the feed.
+    """Return the feed of the confirmed regressions under `results`, newest first; those fixed later stay. `report` is
+    the URL of the report's folder; by default links are relative to the feed.
 
     The same records give the same bytes.
     """

@@ -1,5 +1,5 @@
-"""Confirmed regressions as texts of issues: one for each implementation that a build made worse in one way, whatever
-the cases."""
+"""Write confirmed regressions as texts of issues: one for each build, implementation and kind of regression, over all
+cases."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MOST_LOG_LINES = 40
 
 @dataclass(frozen=True)
 class Issue:
-    """One regression, as an issue reports it."""
+    """One regression as the text of an issue."""
 
     id: str
-    """Ten hex digits that stay the same while cases and machines come in: by which an open issue is recognized."""
+    """Ten hex digits that identify an open issue; they stay the same as cases and machines are added."""
     title: str
     body: str
     what: str
@@ -34,7 +34,7 @@ class Issue:
 
 
 def confirmed(results: Path) -> list[Confirmation]:
-    """Return the confirmations under `results` that say "worse", the last of each question, worst first."""
+    """Return the newest confirmations under `results` that confirm a change for the worse, worst first."""
     found, _ = Store(results, Confirmation).read_all()
     open_ones = [
         each for each in latest(found) if each.outcome is ConfirmationOutcome.CONFIRMED and each.direction == "worse"
@@ -45,7 +45,7 @@ def confirmed(results: Path) -> list[Confirmation]:
 
 
 def issues(confirmations: Iterable[Confirmation]) -> list[Issue]:
-    """Return a text for each group of confirmations that share builds, implementation and outcome."""
+    """Return an issue for each group of confirmations with the same builds, implementation and outcome."""
     groups: dict[tuple[str, ...], list[Confirmation]] = {}
     for each in confirmations:
         groups.setdefault((each.good.key, each.build.key, each.case.implementation, _what(each)), []).append(each)
@@ -67,7 +67,7 @@ def _issue(key: tuple[str, ...], group: list[Confirmation]) -> Issue:
 
 
 def identity_of(good_key: str, bad_key: str, implementation: str, what: str) -> str:
-    """Return the id of what an implementation does on the build `bad_key` and did not do on `good_key`."""
+    """Return the id of an implementation's regression `what` from the build `good_key` to `bad_key`."""
     return hashlib.sha256("\n".join((good_key, bad_key, implementation, what)).encode()).hexdigest()[:10]
 
 
@@ -79,14 +79,14 @@ def _what(confirmation: Confirmation) -> str:
 
 
 def as_code(text: object) -> str:
-    """Return `text` as Markdown's inline code. Text of a log or of another machine must not become markup, a mention or
-    a link."""
+    """Return `text` as Markdown's inline code, so that text of a log or another machine becomes no markup, mention or
+    link."""
     plain = re.sub(r"[`\s|]+", " ", str(text)).strip()
     return f"`{plain}`" if plain else ""
 
 
 def _block(text: str) -> str:
-    """Return `text` as a block of code, fenced by more backticks than any line of it has."""
+    """Return `text` as a block of code, fenced by more backticks than any line has."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text.rstrip()}\n{fence}"
 

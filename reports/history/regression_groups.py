@@ -1,6 +1,6 @@
-"""Changes from build to build as the pages list them: those of one cause together, worst first.
+"""Changes from build to build as the pages list them, grouped by cause, worst first.
 
-The rule behind them is docs/decision-rule.md; § marks its sections here and on the pages.
+docs/decision-rule.md defines the rule that finds them; § refers to its sections here and on the pages.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from fpxbench.reports.history.sparkline import Sparkline, sparkline_of
 from fpxbench.reports.sweep.problems import REGRESSED, SUSPECTED, ReportProblem, Section
 
 RECENT_BUILDS = 30
-"""What has ended, or is not a regression, has a page of its series for so many builds."""
+"""For how many builds a change that has ended, or is not a regression, keeps the page of its series."""
 MOST_SERIES = 200
-"""Pages of series for each machine, channel and variant, the worst first: regressions that stay unexamined for
-years must not fill a disk."""
+"""Largest number of pages of series for each machine, channel and variant, so that regressions left unexamined for
+years do not fill a disk."""
 
 STATES: dict[State, str] = {
     State.CONFIRMED: "Both builds were run again, interleaved, and differ (Confirmation). The newest build still "
@@ -40,7 +40,7 @@ STATES: dict[State, str] = {
     State.REFUTED: "Both builds were run again, and do not differ (Confirmation). The series continues without a step "
                    "(§6).",
 }
-"""What each state means, in the order of the page."""
+"""The meaning of each state, in the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +64,16 @@ class RegressionLine:
     before: str
     """Tags: the first build after the change, and the last one before."""
     last_seen: str
-    """The tag of the build on which it had ended; empty if it has not."""
+    """The tag of the build on which it had ended; empty while it lasts."""
     evidence: tuple[str, ...]
     confirmation: str
     """The result of its confirmation; empty before there is one."""
     between: tuple[str, ...]
-    """Tags of the two builds to bisect between; empty where it surely lies between neighbours."""
+    """Tags of the two builds to bisect between; empty if the change surely lies between neighbours."""
     upstream: str
-    """URL of the commits between the two builds, if they name theirs."""
+    """URL of the commits between the two builds, if both commits are known."""
     cause: tuple[str, ...]
-    """Changes that share it are one group."""
+    """Key by which changes are grouped."""
     size: float
     """Larger is worse, within one metric."""
     page: str = ""
@@ -90,14 +90,14 @@ class RegressionLine:
 
     @property
     def rank(self) -> tuple:
-        """Verdicts before times before other metrics; worse ones first."""
+        """Sort key: by state, then verdicts before times before other metrics, then the worse first."""
         metrics = ["verdict", "median_us", *METRIC_RULES]
         return list(STATES).index(self.state), metrics.index(self.metric), -self.size, self.case
 
 
 @dataclass(frozen=True)
 class RegressionGroup:
-    """Changes of one implementation on one machine that began with one build in one way, the worst first."""
+    """Changes with one cause (implementation, machine, first build and kind of change), worst first."""
 
     lines: tuple[RegressionLine, ...]
 
@@ -107,7 +107,7 @@ class RegressionGroup:
 
     @property
     def rank(self) -> tuple:
-        """Sorts groups: by their worst line, then by the number of cases."""
+        """Sort key: by the worst line, then by the number of cases."""
         return *self.first.rank[:3], -len(self.lines), self.first.case
 
 
@@ -128,15 +128,13 @@ def _line(panel: Panel, finding: Suspect | Event) -> RegressionLine:
                panel.tag_of(finding.raised_at)) if isinstance(finding, Suspect) else ()
     return RegressionLine(
         id=finding.id, state=finding.state, direction=finding.direction, machine=machine, device=series.device,
-        channel=series.channel,
-        variant=series.variant, case=series.case, metric=series.metric, what=what, since=finding.first_bad_tag,
-        since_key=finding.first_bad.key, before=finding.last_good_tag,
+        channel=series.channel, variant=series.variant, case=series.case, metric=series.metric, what=what,
+        since=finding.first_bad_tag, since_key=finding.first_bad.key, before=finding.last_good_tag,
         last_seen=panel.tag_of(finding.ended_at) if finding.ended_at else "",
         evidence=tuple(evidence), confirmation=finding.message, between=between,
         upstream=upstream_range(finding.last_good, finding.first_bad) or "",
         cause=(implementation, machine, series.device, series.channel, series.variant, finding.first_bad.key,
-               series.metric,
-               str(finding.state), str(finding.direction), *cause),
+               series.metric, str(finding.state), str(finding.direction), *cause),
         size=size,
     )
 
@@ -170,19 +168,18 @@ def group_lines(lines: Iterable[RegressionLine]) -> list[RegressionGroup]:
 
 
 def requested_line(confirmation: Confirmation) -> RegressionLine:
-    """Return the line of a confirmation that was requested by hand, without a finding. Raises ValueError if a build can
-    have no place on the timeline."""
+    """Return the line of a confirmation that was requested by hand, without a finding. Raise ValueError if a build
+    cannot be on the timeline."""
     good, bad = (Entry.of(build, UNKNOWN_DAY) for build in (confirmation.good, confirmation.build))
     return RegressionLine(
         id=hashlib.sha256(confirmation.id.encode()).hexdigest()[:10], state=State(confirmation.outcome),
-        direction=Direction(confirmation.direction),
-        machine=confirmation.machine.name, device=f"{confirmation.machine.device} ({confirmation.machine.arch})",
-        channel=confirmation.build.channel,
-        variant=confirmation.build.variant, case=confirmation.case.id,
+        direction=Direction(confirmation.direction), machine=confirmation.machine.name,
+        device=f"{confirmation.machine.device} ({confirmation.machine.arch})",
+        channel=confirmation.build.channel, variant=confirmation.build.variant, case=confirmation.case.id,
         metric="verdict" if confirmation.metric == "verdict" else "median_us", what=confirmation.message,
         since=bad.tag, since_key=bad.key, before=good.tag, last_seen="", evidence=("requested by hand",),
-        confirmation=confirmation.headline,
-        between=(), upstream=confirmation.upstream or "", cause=("by hand", confirmation.id),
+        confirmation=confirmation.headline, between=(), upstream=confirmation.upstream or "",
+        cause=("by hand", confirmation.id),
         size=confirmation.time.value if confirmation.time else 0.0,
     )
 
@@ -190,9 +187,9 @@ def requested_line(confirmation: Confirmation) -> RegressionLine:
 # ---- which series have a page ----------------------------------------------------------------------------------------
 
 def with_pages(panel: Panel, lines: Sequence[RegressionLine]) -> tuple[list[RegressionLine], dict[str, str]]:
-    """Return the lines with the pages of their series, and these pages by case, as paths below the site's root.
+    """Return the lines with the pages of their series, and these pages by case, as paths relative to the site's root.
 
-    Series with a page: regressions that stand or were run again, and every change of the newest builds.
+    Pages exist for standing regressions, changes that were run again, and all changes of the newest builds.
     """
     recent = {build.key for build in panel.builds[-RECENT_BUILDS:]}
     listed = [line for line in lines if line.since_key in recent or line.confirmation or line.stands
@@ -204,13 +201,13 @@ def with_pages(panel: Panel, lines: Sequence[RegressionLine]) -> tuple[list[Regr
 
 
 def _page_name(panel: Panel, case: str) -> str:
-    """Return a file name that is the same every night and differs between devices, channels and variants."""
+    """Return a stable file name that is unique to the device, channel, variant and case."""
     digest = hashlib.sha256("\n".join((panel.device, panel.channel, panel.variant, case)).encode()).hexdigest()[:10]
     return f"{re.sub(r'[^A-Za-z0-9_.-]', '-', case.replace('/', '__'))[:150]}-{digest}.html"
 
 
 def with_sparklines(panel: Panel, groups: Sequence[RegressionGroup]) -> list[RegressionGroup]:
-    """Return the groups with a sparkline of each one's first series."""
+    """Return the groups, each with a sparkline of its first series."""
     steps = defaultdict(list)
     for group in groups:
         for line in group.lines:
@@ -229,10 +226,9 @@ def with_sparklines(panel: Panel, groups: Sequence[RegressionGroup]) -> list[Reg
 # ---- the first page --------------------------------------------------------------------------------------------------
 
 def regression_problems(groups: Sequence[RegressionGroup], broken: Container[tuple[str, str]]) -> list[ReportProblem]:
-    """Return a problem for each confirmed regression that stands, and one for those that wait for confirmation.
+    """Return a problem for each standing confirmed regression, and one for those that wait for confirmation.
 
-    Verdicts of `broken` cases, by machine and id, are left out: they are problems of the sweep already, with their
-    first bad build."""
+    Verdicts of `broken` cases (machine, id) are left out: they are already problems of the sweep."""
     worse = [group for group in groups if group.first.direction is Direction.WORSE]
     found = [ReportProblem(Section.REGRESSED, REGRESSED, _message(group),
                            group.first.page or "regressions.html#confirmed", (),
@@ -269,17 +265,18 @@ class RegressionSummary:
     """The contents of the page of regressions."""
 
     sections: dict[State, list[RegressionGroup]]
-    """Changes for the worse by state, in the order of `STATES`, states without any left out."""
+    """Changes for the worse by state, in the order of `STATES`, without empty states."""
     better: list[RegressionGroup]
     other: list[RegressionGroup]
     moves: list[MachineMove]
     builds: int
     compared: int
-    """Builds measured where an earlier one of the same channel and variant was: only these can show a change."""
+    """Number of builds with an earlier one of the same channel and variant on the same machine, which can show changes.
+    """
 
     @property
     def count(self) -> dict[State, int]:
-        """Changes for the worse by state."""
+        """Number of changes for the worse by state."""
         return {state: sum(len(group.lines) for group in groups) for state, groups in self.sections.items()}
 
 
@@ -291,5 +288,4 @@ def summarize(groups: Sequence[RegressionGroup], moves: Sequence[MachineMove], b
     rest = {direction: [group for group in groups if group.first.direction is direction and group.first.page]
             for direction in (Direction.BETTER, Direction.OTHER)}
     return RegressionSummary({state: found for state, found in by_state.items() if found}, rest[Direction.BETTER],
-                             rest[Direction.OTHER],
-                   sorted(moves, key=lambda move: -abs(move.change)), builds, compared)
+                             rest[Direction.OTHER], sorted(moves, key=lambda move: -abs(move.change)), builds, compared)

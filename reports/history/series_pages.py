@@ -26,10 +26,10 @@ from fpxbench.reports.history.sparkline import SIGMAS, band, not_ok
 from fpxbench.reports.sweep.charts import Chart, blank_figure
 
 ROOT = "../../../"
-"""From the folder of these pages to the site's."""
+"""Relative path from the folder of these pages to the site's root."""
 TICKS = 8
 MOST_POINTS = 60
-"""Builds in the page's table; the chart shows all."""
+"""Largest number of builds in the page's table; the chart shows all."""
 
 _TIME, _DENSE, _CONFIRMATION = "#0072B2", "#8A8A8A", "#CC79A7"
 _STATUS_COLOURS = {
@@ -37,7 +37,7 @@ _STATUS_COLOURS = {
     Status.TIMEOUT: "#6A51C7",
     Status.OOM: "#CC79A7", Status.ERROR: "#C8102E", Status.UNSUPPORTED: "#8A8A8A", Status.MISSING: "#B0B0B0",
 }
-"""Each is legible on a light page and on a dark one."""
+"""Colours that are legible on light and dark pages."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SeriesPoint:
     tag: str
     date: str | None
     page: str
-    """URL of the case on that build, relative to the site's root; empty where it has none."""
+    """URL of the case's page on that build, relative to the site's root; empty if it has none."""
     status: Status
     summary: str
     median_us: float | None
@@ -74,10 +74,9 @@ class SeriesPage:
 
 
 def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmations: Mapping[str, Confirmation],
-                 pages: Mapping[str, str],
-              page_of: Callable[[Build, str], str]) -> Iterable[SeriesPage]:
-    """Yield the page of each series in `pages` (paths by case). `page_of` gives the URL of a case on a build, or
-    nothing."""
+                 pages: Mapping[str, str], page_of: Callable[[Build, str], str]) -> Iterable[SeriesPage]:
+    """Yield the page of each series in `pages` (paths by case). `page_of` returns the URL of a case's page on a build,
+    or an empty string."""
     by_case: dict[str, list[RegressionLine]] = {case: [] for case in pages}
     for line in lines:
         if line.case in by_case:
@@ -92,8 +91,7 @@ def series_pages(one: PanelChanges, lines: Iterable[RegressionLine], confirmatio
 
 
 def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine], suspects: list[Suspect],
-                 confirmations: Mapping[str, Confirmation],
-             page_of: Callable[[Build, str], str]) -> SeriesPage:
+                 confirmations: Mapping[str, Confirmation], page_of: Callable[[Build, str], str]) -> SeriesPage:
     points = list(_points(panel, row, page_of))
     answered = [confirmations[line.id] for line in lines if line.id in confirmations]
     charts = [time_chart(panel, row, suspects, confirmations,
@@ -103,13 +101,12 @@ def _series_page(panel: Panel, row: int, page: str, lines: list[RegressionLine],
     measured = [point for point in points if point.tag]
     return SeriesPage(
         page=page, case=panel.cases[row], machine=panel.machine, device=panel.device, channel=panel.channel,
-        variant=panel.variant,
-        lines=tuple(lines), confirmations=tuple(answered), charts=tuple(charts),
+        variant=panel.variant, lines=tuple(lines), confirmations=tuple(answered), charts=tuple(charts),
         points=tuple(measured[::-1][:MOST_POINTS]), builds=len(measured))
 
 
 def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Iterable[SeriesPoint]:
-    """Yield a point for each build of the panel; those on which the case was not measured have no tag."""
+    """Yield a point for each build of the panel; points of builds that did not measure the case have no tag."""
     case, numbers = panel.cases[row], panel.verdict[row].tolist()
     times = [[time if math.isfinite(time) else None for time in panel.metrics[name][row].tolist()]
              for name in ("median_us", "baseline_us")]
@@ -125,8 +122,8 @@ def _points(panel: Panel, row: int, page_of: Callable[[Build, str], str]) -> Ite
 
 def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmations: Mapping[str, Confirmation],
                links: list[str]) -> Chart:
-    """Draw times, the noise around each level, changes with their intervals, confirmations, verdicts, and the dense
-    product of the same runs."""
+    """Draw times, levels with their noise, changes with their intervals, confirmations, verdicts, and the dense product
+    of the same runs."""
     figure, traces = _Figure(height=470), _Traces()
     times = panel.metrics["median_us"][row]
     timed = bool(np.isfinite(times).any())
@@ -170,7 +167,7 @@ def time_chart(panel: Panel, row: int, suspects: Sequence[Suspect], confirmation
 
 
 def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[RegressionLine]) -> Chart:
-    """Draw a metric that should be the same in every run and was not."""
+    """Draw an exact metric that changed between runs."""
     words, unit, _ = METRIC_RULES[metric]
     figure, traces = _Figure(height=260), _Traces()
     _add_points(traces, words, panel, panel.metrics[metric][row], [], _TIME, "y", "circle")
@@ -184,7 +181,7 @@ def figure_chart(panel: Panel, row: int, metric: str, lines: Sequence[Regression
 
 
 class _Traces(list[dict[str, Any]]):
-    """Traces of a figure, as plotly.js reads them. plotly.py would check and copy each of thousands of points."""
+    """Traces of a figure in plotly.js's JSON. plotly.py would validate and copy each of thousands of points."""
 
     def add(self, **trace: Any) -> None:
         self.append({"type": "scatter"} | {name: value for name, value in trace.items() if value is not None})
@@ -196,7 +193,7 @@ def _blank_layout() -> str:
 
 
 class _Figure:
-    """A figure's layout as plotly.js reads it, for the same reason: there are thousands of pages."""
+    """A figure's layout in plotly.js's JSON, made without plotly.py for speed: there are thousands of pages."""
 
     def __init__(self, height: int) -> None:
         self.layout: dict[str, Any] = json.loads(_blank_layout()) | {"height": height}
@@ -228,8 +225,8 @@ def _add_band(traces: _Traces, panel: Panel, row: int, begin: int, end: int, sho
 
 
 def level_before(panel: Panel, row: int, change: int, steps: Sequence[int]) -> float | None:
-    """Return the level before column `change`, in µs: of at most `BEFORE` builds, since the last of the `steps` before
-    it (§2, §6)."""
+    """Return the level before column `change`, in µs, over at most `BEFORE` builds since the previous of the `steps`
+    (§2, §6)."""
     level = band(panel, row, max(change - BEFORE, max((step for step in steps if step < change), default=0)), change)
     return math.exp((level[0] + level[1]) / 2) if level else None
 
@@ -260,9 +257,8 @@ def _add_confirmations(traces: _Traces, panel: Panel, confirmed: Sequence[tuple[
             name="both builds again", legendgroup="again", showlegend=number == 0,
             x=[panel.column[suspect.raised_at.key]], y=[round(value, 4)],
             mode="markers", marker=dict(symbol="diamond", size=12, color=_CONFIRMATION),
-            error_y=dict(type="data", symmetric=False, array=[high - value],
-                         arrayminus=[value - low], thickness=2, width=6,
-                         color=_CONFIRMATION),
+            error_y=dict(type="data", symmetric=False, array=[high - value], arrayminus=[value - low], thickness=2,
+                         width=6, color=_CONFIRMATION),
             text=[escape(confirmation.headline)], hovertemplate="%{text}<extra></extra>")
 
 
@@ -291,13 +287,12 @@ def _add_verdicts(traces: _Traces, panel: Panel, row: int, links: list[str]) -> 
 
 
 def _label(panel: Panel, column: int) -> str:
-    date = panel.builds[column].date
-    return panel.tags[column] if not date or date.replace("-",
-                                                          "") in panel.tags[column] else f"{panel.tags[column]}, {date}"
+    date, tag = panel.builds[column].date, panel.tags[column]
+    return tag if not date or date.replace("-", "") in tag else f"{tag}, {date}"
 
 
 def _dress(figure: _Figure, panel: Panel) -> None:
-    """Label the builds along the bottom, evenly spaced: only their order counts (§1)."""
+    """Label the builds along the x axis, evenly spaced, since only their order counts (§1)."""
     count = len(panel.builds)
     ticks = sorted({round(number * (count - 1) / max(1, min(TICKS, count) - 1)) for number in range(min(TICKS, count))})
     figure.set("xaxis", tickmode="array", tickvals=ticks,

@@ -1,6 +1,6 @@
-"""A small drawing of one series around a change: times, the noise before it, builds that were not ok.
+"""A small drawing of one series around a change: times, the noise before the change, builds that were not ok.
 
-SVG in the page, as in `fpxbench.reports.sweep.dot_plot`; `fpxbench.reports.history.series_pages` has the full chart.
+Inline SVG, as in `fpxbench.reports.sweep.dot_plot`; `fpxbench.reports.history.series_pages` draws the full chart.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from fpxbench.regressions.series import Panel
 
 WIDTH, HEIGHT, MARGIN = 520.0, 64.0, 6.0
 BUILDS = 60
-"""At most, the change among them."""
+"""Largest number of builds, including the change."""
 SIGMAS = 1.96
 """Half the width of the band, in σ: 95% of the points of an unchanged series lie in it."""
 
 
 @dataclass(frozen=True)
 class Sparkline:
-    """Positions, in units of the drawing, `WIDTH` by `HEIGHT`."""
+    """Positions in a drawing of `WIDTH` by `HEIGHT` units."""
 
     dots: list[tuple[float, float]]
     band: tuple[float, float, float, float] | None
@@ -37,7 +37,8 @@ class Sparkline:
 
 
 def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: int) -> Sparkline:
-    """Draw the series of one case around the build in column `change`; the level before it began at `level_since`.
+    """Return the drawing of one case's series around the build in column `change`; the level before it began at column
+    `level_since`.
 
     For a verdict the times are drawn, for any other metric its values.
     """
@@ -64,13 +65,13 @@ def sparkline_of(panel: Panel, row: int, metric: str, change: int, level_since: 
     return Sparkline(
         dots=[(x(start + index), y(value)) for index, value in enumerate(values.tolist()) if np.isfinite(value)],
         band=around, change=x(change - 0.5),
-        verdicts=[(x(begin - 0.5), round((end - begin) * step, 1), status) for begin, end,
-                  status in not_ok(panel, row, start, stop)],
+        verdicts=[(x(begin - 0.5), round((end - begin) * step, 1), status)
+                  for begin, end, status in not_ok(panel, row, start, stop)],
         first=panel.tags[start], last=panel.tags[stop - 1])
 
 
 def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] | None:
-    """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2), as logarithms of µs; None for fewer than
+    """Return level ± `SIGMAS` σ of these builds (docs/decision-rule.md §2) as logarithms of µs; None with fewer than
     two times."""
     window = np.log(panel.metrics["median_us"][row, start:stop])
     if np.isfinite(window).sum() < 2:
@@ -80,8 +81,8 @@ def band(panel: Panel, row: int, start: int, stop: int) -> tuple[float, float] |
 
 
 def not_ok(panel: Panel, row: int, start: int, stop: int) -> list[tuple[int, int, Status]]:
-    """Return runs of builds with one status that is not ok: (first column, column after the last, status). Builds
-    without a measurement end no run."""
+    """Return runs of builds with the same status other than ok: (first column, column after the last, status). Builds
+    without a measurement do not end a run."""
     runs: list[tuple[int, int, Status]] = []
     in_run = False
     for column, place in enumerate(panel.severity[row, start:stop].tolist(), start):

@@ -1,7 +1,6 @@
-"""Since which build a case has had its status.
+"""Find since which build a case has had its status.
 
-Comes from the series of all builds (`fpxbench.regressions.series`), so that the page of one build reads no other's
-records."""
+The series of all builds (`fpxbench.regressions.series`) have it, so the page of one build reads no other's records."""
 
 from __future__ import annotations
 
@@ -12,26 +11,27 @@ from functools import cached_property
 import numpy as np
 
 from fpxbench.builds.timeline import commit_hash
+from fpxbench.counted import counted
 from fpxbench.records.record import Build, Record
 from fpxbench.records.verdict import BY_SEVERITY, Status
 from fpxbench.regressions.series import Panel
 
 RECENT = 12
-"""Builds, up to the one shown, of which a cell of the matrix shows the status."""
+"""Number of builds, up to the current one, whose status a cell of the matrix shows."""
 
 
 @dataclass(frozen=True)
 class StatusHistory:
-    """How long a case has had the status that it has on a build."""
+    """How long a case has had its status on a build."""
 
     since: str
     """The tag of the first build of the unbroken run. Builds on which the case was not measured do not break it."""
     builds: int
-    """Measured builds of that run, this one included."""
+    """Number of measured builds in that run, including this one."""
     before: Status | None
-    """Its status on the build before; None where `since` is the first build measured."""
+    """Its status on the build before `since`; None if `since` is the first build measured."""
     recent: tuple[Status | None, ...]
-    """On the last `RECENT` builds, oldest first; None where it was not measured."""
+    """Its status on the last `RECENT` builds, oldest first; None where it was not measured."""
     history: str = ""
     """URL of the page of its series, relative to the site's root, if it has one."""
 
@@ -41,35 +41,36 @@ class StatusHistory:
         if self.before is None and self.builds == 1:
             return ""
         since = "the first build measured" if self.before is None else self.since
-        return f"since {since} ({self.builds} {'build' if self.builds == 1 else 'builds'})"
+        return f"since {since} ({counted(self.builds, 'build')})"
 
 
 class StatusHistories:
     """The status history of every case of one machine on every build."""
 
     def __init__(self, panels: Iterable[Panel], histories: Mapping[tuple[str, str, str, str], str]) -> None:
-        """Take `histories`: pages by device, variant, channel and case."""
+        """Index the panels. `histories` : URLs of pages of series by device, variant, channel and case"""
         self._panels = {(panel.device, panel.variant, panel.channel): _StatusRuns(panel) for panel in panels}
         self._histories = histories
         self._keys: dict[Build, str] = {}
 
     def of(self, record: Record) -> StatusHistory | None:
-        """Return the history of a record's case up to its build; None for a build without a place on the timeline."""
+        """Return the history of a record's case up to its build; None for a build that cannot be on the timeline."""
         runs, place, key = self._found(record)
         return runs.history(record.case.id, key, self._histories.get((*place, record.case.id), "")) if runs else None
 
     def tag(self, record: Record) -> str:
-        """Return the tag of a record's build; empty for one without a place on the timeline."""
+        """Return the tag of a record's build; empty for a build that cannot be on the timeline."""
         runs, _, key = self._found(record)
         return runs.tag(key) if runs else ""
 
     def links(self, stem: str) -> dict[str, str]:
-        """Return the pages of series, by case, of the builds with this name of a records file."""
+        """Return the pages of series, by case, of the builds whose records file has this stem."""
         of_panel = {place for place, runs in self._panels.items() if runs.columns(stem)}
         return {case: link for (*place, case), link in sorted(self._histories.items()) if tuple(place) in of_panel}
 
     def state(self, stem: str) -> list[object]:
-        """Return what `of` and `tag` say, but for links, of the builds with this name of a records file."""
+        """Return everything that `of` and `tag` return, except links, for the builds whose records file has this stem.
+        """
         return [(place, runs.state(column)) for place, runs in sorted(self._panels.items())
                 for column in runs.columns(stem)]
 
@@ -88,7 +89,7 @@ class _StatusRuns:
         self._panel = panel
 
     def columns(self, stem: str) -> list[int]:
-        """Return the columns of builds whose records files have this name."""
+        """Return the columns of builds whose records file has this stem."""
         return self._by_stem.get(stem, [])
 
     @cached_property
@@ -99,7 +100,7 @@ class _StatusRuns:
         return found
 
     def state(self, column: int) -> tuple[object, ...]:
-        """Return what `history` says of every case on a build."""
+        """Return everything that `history` returns for the cases of a build."""
         recent = self._panel.severity[:, max(0, column - RECENT + 1):column + 1]
         since = [self._panel.tags[start] if start >= 0 else "" for start in self._runs[0][:, column].tolist()]
         return (self._panel.tags[column], self._panel.cases, since, recent.tolist(),
@@ -110,7 +111,7 @@ class _StatusRuns:
 
     @cached_property
     def _runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return three arrays [cases, builds]: the first build of the run, its length so far, the status before it."""
+        """Arrays [cases, builds]: first build of the run, its length so far, and the status before it (-1: none)."""
         status = self._panel.severity
         start, length, before = (np.full(status.shape, -1, dtype=np.int32) for _ in range(3))
         last, began, count, earlier = (np.full(len(status), value) for value in (-1, 0, 0, -1))

@@ -8,23 +8,22 @@ import plotly.graph_objects as go
 
 from fpxbench.counted import counted
 from fpxbench.reports.model.generation_table import ModelRow, ModelTable
-from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared_labels
+from fpxbench.reports.sweep.charts import COLOURS, LEGEND_ABOVE, Chart, blank_figure, log_ticks, shared_labels
 
 _BAR, _LINE, _WRONG = "#0072B2", "#8A8A8A", "#D55E00"
-_LINES = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
 _PARTS = {"products": "products_us", "attention": "attention_us", "other kernels": "between_us", "no kernel": "gaps_us"}
 _LEAST_KL = 1e-7
 
 
 def charts_of(table: ModelTable, number: int) -> list[Chart]:
-    """Return the charts that a table has figures for; `number` makes their names unique on a page."""
+    """Return the charts for which a table has data; `number` makes their names unique on a page."""
     drawn = (_quality_chart(table, number), _speed_chart(table, number), _parts_chart(table, number),
              _depth_chart(table, number))
     return [chart for chart in drawn if chart is not None]
 
 
 def _quality_chart(table: ModelTable, number: int) -> Chart | None:
-    """Draw KL against bytes of a step: the trade that a format makes."""
+    """Draw KL divergence against the bytes of a step: the trade-off of a format."""
     placed = [(row, (row.record.traffic.step_bytes / 1e6, max(row.quality.kl.mean.value, _LEAST_KL)))
               for row in table.rows if row.quality and row.quality.kl and row.record.traffic]
     if not placed:
@@ -54,7 +53,7 @@ def _quality_chart(table: ModelTable, number: int) -> Chart | None:
 
 
 def _front(points: list[tuple[float, float]]) -> list[int]:
-    """Return the points that none beats in both coordinates, from the fewest bytes on."""
+    """Return the indices of the Pareto-optimal points (both coordinates minimized), by ascending first coordinate."""
     best, found = float("inf"), []
     for at in sorted(range(len(points)), key=lambda at: points[at]):
         if points[at][1] < best:
@@ -64,7 +63,7 @@ def _front(points: list[tuple[float, float]]) -> list[int]:
 
 
 def _speed_chart(table: ModelTable, number: int) -> Chart | None:
-    """Draw tokens per second, with what bf16 gives and what the memory allows."""
+    """Draw tokens per second, with lines for bf16 and marks for the roofline."""
     timed = [(row, row.record.speed) for row in table.rows if row.possible and row.record.speed]
     if not timed:
         return None
@@ -88,7 +87,7 @@ def _speed_chart(table: ModelTable, number: int) -> Chart | None:
                          line_dash="dot" if plain.compiled else "dash")
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="tokens per second", rangemode="tozero")
-    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    figure.update_layout(legend=LEGEND_ABOVE)
     return Chart(f"speed-{number}", "Speed against bf16 and the roofline",
                  "Median with its 95% interval, each with its KL divergence. The dashed line is bf16 in the same run"
                  f"{', the dotted one bf16 compiled' if any(plain.compiled for plain in table.plain) else ''};"
@@ -97,20 +96,20 @@ def _speed_chart(table: ModelTable, number: int) -> Chart | None:
 
 
 def _parts_chart(table: ModelTable, number: int) -> Chart | None:
-    """Draw what a captured step of each row is made of."""
+    """Draw the parts of each row's captured step."""
     traced = [(row, row.record.step) for row in table.rows if row.record.step]
     if not traced:
         return None
     labels = [_with_quality(row) for row, _ in traced]
     figure = blank_figure(height=140 + 30 * len(traced))
-    for (name, part), colour in zip(_PARTS.items(), _LINES, strict=False):
+    for (name, part), colour in zip(_PARTS.items(), COLOURS, strict=False):
         figure.add_trace(go.Bar(
             y=labels, x=[getattr(step, part) / 1e3 for _, step in traced], orientation="h", name=name,
             marker_color=colour, hovertemplate=f"%{{y}}<br>{name} %{{x:.3g}} ms<extra></extra>"))
     figure.update_yaxes(autorange="reversed")
     figure.update_xaxes(title_text="milliseconds per step", rangemode="tozero")
     figure.update_layout(barmode="stack",
-                         legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom", traceorder="normal"))
+                         legend={**LEGEND_ABOVE, "traceorder": "normal"})
     return Chart(f"parts-{number}", "What a step is made of",
                  "One decode step as the profiler traces it. Products are the kernels that multiply by weights; other"
                  " kernels are norms, rotary embeddings, the cache and activations. Only products read fewer bytes in"
@@ -119,13 +118,13 @@ def _parts_chart(table: ModelTable, number: int) -> Chart | None:
 
 
 def _with_quality(row: ModelRow) -> str:
-    """Return a row's name with its KL: speed never stands alone."""
+    """Return a row's name with its KL divergence, so that speed is never shown without quality."""
     quality = row.quality
     return f"{row.name}  KL {quality.kl.mean.value:.2g}" if quality and quality.kl else row.name
 
 
 def _depth_chart(table: ModelTable, number: int) -> Chart | None:
-    """Draw how far each layer's output is from the exactly decoded model's, over depth."""
+    """Draw the relative difference of each layer's output from the exactly decoded model's, over depth."""
     rows = [row for row in table.rows if row.record.layers]
     if not rows:
         return None
@@ -134,7 +133,7 @@ def _depth_chart(table: ModelTable, number: int) -> Chart | None:
         layers = row.record.layers
         figure.add_trace(go.Scatter(
             x=list(range(len(layers))), y=[layer.relative or None for layer in layers], name=row.name, mode="lines",
-            text=[layer.layer for layer in layers], line=dict(color=_LINES[index % len(_LINES)]),
+            text=[layer.layer for layer in layers], line=dict(color=COLOURS[index % len(COLOURS)]),
             hovertemplate="%{text}<br>%{y:.2%}<extra></extra>"))
     widest = max(rows, key=lambda row: len(row.record.layers)).record.layers
     figure.add_trace(go.Scatter(
@@ -142,9 +141,9 @@ def _depth_chart(table: ModelTable, number: int) -> Chart | None:
         mode="lines", line=dict(color=_LINE, dash="dash"), hovertemplate="noise %{y:.2%}<extra></extra>"))
     figure.update_xaxes(title_text="quantized layer, in the order of depth")
     figure.update_yaxes(title_text="relative difference (log scale)", type="log", tickformat=".0e")
-    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    figure.update_layout(legend=LEGEND_ABOVE)
     return Chart(f"depth-{number}", "Layer by layer",
-                 "Each layer's output against that of the same codes decoded exactly. A right kernel stays near the"
-                 " dashed line, which is what sums in another order give.",
+                 "Difference of each layer's output from that of the same codes decoded exactly. A correct kernel stays"
+                 " near the dashed line, which is the effect of another order of summation.",
                  f"Relative differences of the outputs of {len(widest)} layers; hovering names the layer.",
                  json.loads(figure.to_json()))

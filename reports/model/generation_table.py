@@ -24,7 +24,7 @@ class ModelRow:
 
     record: GenerationRecord
     plain: GenerationRecord | None
-    """The unquantized model's row of the same table and mode, eager or compiled."""
+    """The unquantized model's record in the same table and mode (eager or compiled)."""
 
     @property
     def name(self) -> str:
@@ -41,7 +41,7 @@ class ModelRow:
 
     @property
     def speedup(self) -> float | None:
-        """Over the unquantized model's row of the same mode, measured in the same run."""
+        """Speed over that of the unquantized model in the same mode and run."""
         speed, plain = self.record.speed, self.plain.speed if self.plain else None
         if speed is None or plain is None or self.record is self.plain:
             return None
@@ -49,12 +49,12 @@ class ModelRow:
 
     @property
     def possible(self) -> bool:
-        """Whether its speed is one that the memory allows."""
+        """Whether the row has a speed that the memory bandwidth allows."""
         return self.record.speed is not None and Flag.OVER_ROOFLINE not in self.record.flags
 
     @property
     def roofline_tokens_per_s(self) -> float | None:
-        """What the memory allows: its read bandwidth over the bytes of a step."""
+        """Tokens per second that the memory allows: batch size times its read bandwidth over the bytes of a step."""
         traffic, bandwidth = self.record.traffic, self.record.machine.read_gb_per_s
         if traffic is None or not bandwidth or not traffic.step_bytes:
             return None
@@ -62,7 +62,7 @@ class ModelRow:
 
     @property
     def remark(self) -> str:
-        """What is wrong, in a few words; "" if nothing is."""
+        """The failure in a few words; "" for a correct row."""
         record = self.record
         kind = record.diagnosis.kind if record.diagnosis else None
         if record.verdict.status is Status.OK:
@@ -124,12 +124,12 @@ class ModelPage:
 
     @property
     def right(self) -> int:
-        """How many rows are right."""
+        """Number of correct rows."""
         return sum(row.record.verdict.status is Status.OK for table in self.tables for row in table.rows)
 
     @property
     def ran(self) -> int:
-        """How many rows there are, without those that were refused."""
+        """Number of rows that ran, without those refused or missing."""
         return sum(row.record.verdict.status not in (Status.UNSUPPORTED, Status.MISSING)
                    for table in self.tables for row in table.rows)
 
@@ -142,7 +142,7 @@ class ModelPage:
 
 def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord],
                ranked: Sequence[RankingRecord] = (), budgets: Sequence[MixedRecord] = ()) -> ModelPage:
-    """Return the page of the newest records of one machine and build, of which there is at least one."""
+    """Return the page of the newest records (at least one) of one machine and build."""
     groups: dict[tuple, list[GenerationRecord]] = {}
     for record in records:
         groups.setdefault((record.model.name, record.model.layers, record.batch, record.merged), []).append(record)
@@ -154,7 +154,7 @@ def model_page(folder: tuple[str, str], records: Sequence[GenerationRecord],
 
 
 def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:
-    """Return the faulty rows, and those whose speed is impossible, each as a problem of the report."""
+    """Return a problem for each faulty row, and for each row with an impossible speed."""
     problems = []
     for page in pages:
         for table in page.tables:
@@ -168,8 +168,8 @@ def model_problems(pages: Sequence[ModelPage]) -> list[ReportProblem]:
                 elif Flag.OVER_ROOFLINE in record.flags and record.traffic is not None:
                     problems.append(ReportProblem(
                         Section.SLOW, str(Flag.OVER_ROOFLINE),
-                        f"{where}: {record.traffic.gb_per_s:.0f} GB/s is more than the memory gives: a bug in the"
-                        " number.", page.path, (), more="The model's table"))
+                        f"{where}: {record.traffic.gb_per_s:.0f} GB/s exceeds the memory's bandwidth: a measurement"
+                        " error.", page.path, (), more="The model's table"))
     return problems
 
 
@@ -180,7 +180,7 @@ def _table(records: list[GenerationRecord]) -> ModelTable:
 
 
 def _order(row: ModelRow) -> tuple:
-    """Return a row's sort key: baselines first, then right rows from the most faithful on, then the rest."""
+    """Return a row's sort key: baselines first, then correct rows by ascending KL divergence, then the rest."""
     record, quality = row.record, row.quality
     kl = quality.kl.mean.value if quality and quality.kl else 0.0
     return not record.is_baseline, record.verdict.status is not Status.OK, kl, record.id

@@ -1,4 +1,4 @@
-"""Mixed precision by layer beside uniform schemes, as a table and a chart."""
+"""Mixed precision by layer compared with uniform schemes, as a table and a chart."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LEAST_KL = 1e-7
 
 @dataclass(frozen=True)
 class MixedTable:
-    """What `fpxbench recommend` measured under one budget."""
+    """The measurement of `fpxbench recommend` for one budget."""
 
     record: MixedRecord
 
@@ -26,11 +26,11 @@ class MixedTable:
 
     @property
     def counts(self) -> list[tuple[str, int]]:
-        """How many layers each scheme has, the most first."""
+        """Number of layers of each scheme, the most first."""
         return Counter(self.record.mixed.schemes.values()).most_common()
 
     def chart(self, number: int) -> Chart:
-        """Return KL against bits of the uniform schemes and of the mixed precision."""
+        """Return the chart of KL divergence against bits per weight."""
         mixed = self.record.mixed
         found = [(one.scheme, one.bits, one.kl) for one in mixed.uniform] + [("mixed", mixed.bits, mixed.kl)]
         points = [(bits, max(kl.value, _LEAST_KL)) for _, bits, kl in found]

@@ -1,5 +1,4 @@
-"""The chapter of models: a page for each machine and build, one of a machine's builds, and the table of tensor classes.
-"""
+"""Write the chapter of models: pages of each machine and build, of each machine's history, and of tensor classes."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.model.ranking_record import RankingRecord
 from fpxbench.model.recommendation import MixedRecord
 from fpxbench.model.tensor_record import TensorOperationRecord
-from fpxbench.records.store import BrokenLine, R, Store, latest
+from fpxbench.records.store import BrokenLine, R, Store, folder_of
 from fpxbench.reports.model.generation_table import ModelPage, model_page
 from fpxbench.reports.model.model_history import MachineModels, machine_histories
 from fpxbench.reports.model.tensor_table import TensorPage, tensor_pages
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 class ModelChapter:
     """The written pages, for the pages that link to them.
 
-    broken_lines : lines that are no records
+    broken_lines : lines that are not records
     """
 
     models: list[ModelPage] = field(default_factory=list)
@@ -39,7 +38,7 @@ class ModelChapter:
         return not self.models and not self.tensors
 
     def of(self, machine: str) -> ModelChapter:
-        """Return what is of one machine, the newest build's tensor classes first."""
+        """Return the part about one machine, the newest build's tensor classes first."""
         return ModelChapter([page for page in self.models if page.folder[0] == machine],
                             [history for history in self.histories if history.name == machine],
                             [page for page in self.tensors[::-1] if page.folder[0] == machine])
@@ -51,11 +50,12 @@ class ModelChapter:
 
 
 def write_models(results: Path, pages: Pages, machines: Collection[str]) -> ModelChapter:
-    """Write the chapter's pages. `machines` are the folders of those that have a page of their own."""
+    """Write the chapter's pages. `machines` : folders of the machines that have a page"""
     chapter = ModelChapter()
     tables, rankings = Store(results, GenerationRecord), Store(results, RankingRecord)
     mixed = Store(results, MixedRecord)
-    for folder, paths in groupby(sorted([*tables.files(), *rankings.files(), *mixed.files()], key=_folder), _folder):
+    files = [*tables.files(), *rankings.files(), *mixed.files()]
+    for folder, paths in groupby(sorted(files, key=folder_of), folder_of):
         rows: list[GenerationRecord] = []
         ranked: list[RankingRecord] = []
         budgets: list[MixedRecord] = []
@@ -70,7 +70,7 @@ def write_models(results: Path, pages: Pages, machines: Collection[str]) -> Mode
             chapter.models.append(model_page(folder, rows, ranked, budgets))
     chapter.histories.extend(machine_histories(chapter.models))
     tensors = Store(results, TensorOperationRecord)
-    checked = {_folder(path): records for path in tensors.files() if (records := _newest(tensors, path, chapter))}
+    checked = {folder_of(path): records for path in tensors.files() if (records := _newest(tensors, path, chapter))}
     chapter.tensors.extend(tensor_pages(checked))
     for page in chapter.models:
         pages.write(page.path, pages.models, page, chapter.of(page.folder[0]), page.folder[0] in machines)
@@ -81,12 +81,8 @@ def write_models(results: Path, pages: Pages, machines: Collection[str]) -> Mode
     return chapter
 
 
-def _folder(path: Path) -> tuple[str, str]:
-    return path.parent.parent.name, path.stem
-
-
 def _newest(store: Store[R], path: Path, chapter: ModelChapter) -> list[R]:
-    """Return the newest record of each row in a file, and add the lines that are none to the chapter."""
-    records, broken = store.read(path)
+    """Return the newest record of each row in a file, and add its broken lines to the chapter."""
+    records, broken = store.read_newest(path)
     chapter.broken_lines.extend(broken)
-    return list({record.id: record for record in latest(records)}.values())
+    return records

@@ -13,16 +13,14 @@ from fpxbench.model.generate_record import GenerationRecord
 from fpxbench.records.record import Build, Machine
 from fpxbench.reports.model.generation_table import ModelPage
 from fpxbench.reports.model.tensor_table import build_age
-from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks
+from fpxbench.reports.sweep.charts import COLOURS, LEGEND_ABOVE, SYMBOLS, Chart, blank_figure, log_ticks
 
 FILE = "models.html"
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a row that is followed over builds; `interval` where it has one, `log` for a logarithmic axis."""
+    """A number of a row over builds, with its confidence interval if it has one; `log` : logarithmic axis"""
 
     name: str
     unit: str
@@ -89,8 +87,8 @@ class ModelHistory:
             drawn.append([value for _, value, _ in known])
             figure.add_trace(go.Scatter(
                 x=[label for label, _, _ in known], y=[value for _, value, _ in known], name=row.name,
-                mode="lines+markers", line=dict(color=_COLOURS[index % len(_COLOURS)], width=1.5),
-                marker=dict(symbol=_SYMBOLS[index % len(_SYMBOLS)], size=8),
+                mode="lines+markers", line=dict(color=COLOURS[index % len(COLOURS)], width=1.5),
+                marker=dict(symbol=SYMBOLS[index % len(SYMBOLS)], size=8),
                 error_y=dict(type="data", symmetric=False, thickness=1.2, width=3,
                              array=[high - value for _, value, (_, high) in known],
                              arrayminus=[value - low for _, value, (low, _) in known]),
@@ -101,12 +99,11 @@ class ModelHistory:
         figure.update_yaxes(title_text=f"{metric.unit}{' (log scale)' if metric.log else ''}",
                             type="log" if metric.log else "linear",
                             **(log_ticks(sum(drawn, [])) if metric.log else {"rangemode": "tozero"}))
-        figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+        figure.update_layout(legend=LEGEND_ABOVE)
         return Chart(name, metric.name,
                      "Each mark is the newest measurement on a build, with its 95% interval if there is one.",
-                     f"{metric.name} of {len(drawn)} rows on {counted(len(self.builds), 'build')}; the table "
-                     f"holds the numbers.",
-                     json.loads(figure.to_json()))
+                     f"{metric.name} of {len(drawn)} rows on {counted(len(self.builds), 'build')}; the table has the"
+                     " numbers.", json.loads(figure.to_json()))
 
 
 @dataclass(frozen=True)

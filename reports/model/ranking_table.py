@@ -14,12 +14,12 @@ from fpxbench.reports.sweep.charts import Chart, blank_figure, log_ticks, shared
 
 _LEAST = 1e-8
 _LEFT_BITS = 5.5
-"""Marks of fewer bits stand at the left edge and have their label on the right."""
+"""Below this many bits a mark is near the left edge, so its label is on the right."""
 
 
 @dataclass(frozen=True)
 class RankingTable:
-    """One encoder on one set of sentences, the nearest scheme first."""
+    """The ranking of one encoder on one set of sentences, by ascending distance."""
 
     rows: list[RankingRecord]
 
@@ -32,7 +32,7 @@ class RankingTable:
         return f"{self.first.model.name}, {self.first.sentences} sentences of {self.first.text}"
 
     def chart(self, number: int) -> Chart:
-        """Return the distance of embeddings against the bits of a weight."""
+        """Return the chart of the distance of embeddings against bits per weight."""
         ranks = [row.rank for row in self.rows]
         points = [(each.bits_per_weight, max(each.distance.value, _LEAST)) for each in ranks]
         figure = blank_figure(height=460)
@@ -53,9 +53,8 @@ class RankingTable:
         figure.update_layout(showlegend=False)
         return Chart(f"ranking-{number}", "Embeddings against bits",
                      "Each mark is a scheme, with weights decoded exactly. Down and left is better.",
-                     f"Mean distance of embeddings against bits per weight for {counted(len(ranks), 'scheme')}; "
-                     f"the table holds"
-                     " the numbers.", json.loads(figure.to_json()))
+                     f"Mean distance of embeddings against bits per weight for {counted(len(ranks), 'scheme')}; the"
+                     " table has the numbers.", json.loads(figure.to_json()))
 
 
 def ranking_tables(records: Sequence[RankingRecord]) -> list[RankingTable]:

@@ -1,4 +1,4 @@
-"""What quantized tensor classes can do on one build: class × operation, and what another build changed."""
+"""The operations that quantized tensor classes support on one build, and changes since the build before."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ FILE = "tensors.html"
 BADGES = {OperationOutcome.OK: "ok", OperationOutcome.WRONG: "wrong", OperationOutcome.PLAIN: "flag",
           OperationOutcome.REFUSED: "unsupported", OperationOutcome.ERROR: "error", OperationOutcome.CRASH: "crash",
           OperationOutcome.MISSING: "missing"}
-"""Which of the report's colours each outcome has."""
+"""The CSS class of each outcome's badge."""
 
 
 @dataclass(frozen=True)
 class OutcomeChange:
-    """An operation on a class that ended otherwise on the build before."""
+    """An operation on a class with another outcome on the build before."""
 
     tensor: str
     operation: str
@@ -28,7 +28,7 @@ class OutcomeChange:
 
 @dataclass(frozen=True)
 class TensorTable:
-    """Classes and operations of one build, in the order in which they were checked."""
+    """Outcomes on one build by class and operation, in the order in which they were checked."""
 
     cells: dict[tuple[str, str], TensorOperationRecord]
 
@@ -41,7 +41,7 @@ class TensorTable:
         return list(dict.fromkeys(operation for _, operation in self.cells))
 
     def outcome(self, tensor: str, operation: str) -> OperationOutcome | None:
-        """Return how an operation ended on a class; None if it was not asked."""
+        """Return the outcome of an operation on a class; None if it was not checked."""
         record = self.cells.get((tensor, operation))
         return record.result.outcome if record is not None else None
 
@@ -54,12 +54,12 @@ class TensorTable:
                      if name == operation and record.result.needed_by), "")
 
     def done(self, tensor: str) -> str:
-        """Return how many operations are right of those asked: ``36 of 39``."""
+        """Return the number of correct operations out of those checked: ``36 of 39``."""
         of_class = [record.result.outcome for (name, _), record in self.cells.items() if name == tensor]
         return f"{of_class.count(OperationOutcome.OK)} of {len(of_class)}"
 
     def refusals(self) -> dict[str, str]:
-        """Return the classes that refuse every operation, with the reason of the first."""
+        """Return the classes that refuse every operation, with the reason for the first."""
         found = {}
         for tensor in self.classes:
             results = [record.result for (name, _), record in self.cells.items() if name == tensor]
@@ -68,7 +68,7 @@ class TensorTable:
         return found
 
     def notable(self) -> list[TensorOperationRecord]:
-        """Return what is neither right nor refused nor missing, the worst first."""
+        """Return the records that are neither correct nor refused nor missing, worst first."""
         order = (OperationOutcome.CRASH, OperationOutcome.WRONG, OperationOutcome.ERROR, OperationOutcome.PLAIN)
         found = [record for record in self.cells.values() if record.result.outcome in order]
         return sorted(found, key=lambda record: order.index(record.result.outcome))
@@ -78,7 +78,7 @@ class TensorTable:
 class TensorPage:
     """The table of one machine and build.
 
-    earlier : the build measured before it on the machine, with what it changed; None for the first
+    earlier : the build measured before it on the machine, None for the first; changes : those since `earlier`
     """
 
     folder: tuple[str, str]
@@ -102,7 +102,7 @@ def tensor_table(records: Iterable[TensorOperationRecord]) -> TensorTable:
 def tensor_pages(newest: dict[tuple[str, str], list[TensorOperationRecord]]) -> list[TensorPage]:
     """Return a page for each machine and build, each compared with the build before it on the same machine.
 
-    newest : names of a machine's folder and of its file -> the newest records, of which there is at least one
+    newest : the newest records, at least one, by the names of the machine's folder and of the file
     """
     pages: list[TensorPage] = []
     for folder, records in sorted(newest.items(), key=lambda item: (item[0][0], build_age(item[1][-1].build))):
@@ -114,7 +114,7 @@ def tensor_pages(newest: dict[tuple[str, str], list[TensorOperationRecord]]) -> 
 
 
 def build_age(build: Build) -> tuple[str, str]:
-    """Return what sorts builds from the oldest on."""
+    """Return a sort key for builds, oldest first."""
     return build.date or "", build.torch
 
 

@@ -20,10 +20,11 @@ from fpxbench.reports.sweep.sweep_table import SweepTable
 _LABEL_WIDE, _LABEL_HIGH = 0.1, 0.045
 """A label's size as a share of a chart's axes."""
 
-# Okabe and Ito's palette, distinguishable with any colour vision; symbols repeat the distinction.
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
+# Okabe and Ito's palette, which is safe for colour-blind readers; symbols repeat the distinction.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8A8A8A", "#B8A800")
 _RATIOS = [step * 10.0**decade for decade in range(-4, 3) for step in (1, 2, 5)]
-_SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
+SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star", "x", "pentagon")
+LEGEND_ABOVE = dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ _SEE_TABLE = "the table of cases below has the values."
 
 
 def charts_of(sweep: SweepTable) -> list[Chart]:
-    """Return the charts that this sweep has numbers for."""
+    """Return the charts for which this sweep has data."""
     drawn = (speedup_chart(sweep), accuracy_chart(sweep), roofline_chart(sweep), energy_chart(sweep))
     return [chart for chart in drawn if chart is not None]
 
 
 def log_ticks(values: Sequence[float]) -> dict[str, Any]:
-    """Return the ticks of a logarithmic axis: decades, or 1, 2 and 5 of each where `values` span less than two."""
+    """Return the ticks of a logarithmic axis: decades, or 1, 2 and 5 of each if `values` span fewer than two."""
     narrow = bool(values) and max(values) < 100 * min(values)
     return {"dtick": "D2" if narrow else 1, "tickformat": "~g" if min(values, default=1.0) > 1e-4 else "~e"}
 
@@ -74,7 +75,7 @@ def _ratio_axis(figure: go.Figure, title: str) -> None:
 
 
 def roofline_chart(sweep: SweepTable) -> Chart | None:
-    """Draw useful bandwidth as a share of what the machine reads."""
+    """Draw useful bandwidth as a fraction of the machine's read bandwidth."""
     rows = [row for row in _timed(sweep) if row.roofline_fraction is not None]
     if not rows:
         return None
@@ -108,14 +109,13 @@ def energy_chart(sweep: SweepTable) -> Chart | None:
         "energy", f"Energy of a call at M = {rows[0].case.m}",
         "By the device's own counter over repeated calls. Each mark is the median over the layers timed, the line "
         "through it their range. Left of the dashed line a call takes less energy than in 16 bits.",
-        f"Energy over dense by scheme and implementation, {counted(len(rows), 'case')}; the table of cases has "
-        f"the joules.",
-        json.loads(figure.to_json()))
+        f"Energy over dense by scheme and implementation, {counted(len(rows), 'case')}; the table of cases has the"
+        " joules.", json.loads(figure.to_json()))
 
 
 def accuracy_chart(sweep: SweepTable) -> Chart | None:
     """Draw SQNR against bits per weight, one mark for each scheme."""
-    # Schemes that cost and fit the same (e5m2 and e5m2fnuz) are one mark with both names.
+    # Schemes with the same size and SQNR (e5m2 and e5m2fnuz) share one mark with both names.
     together: dict[tuple[float, float], list[str]] = defaultdict(list)
     for choice in sweep.choices:
         if choice.bits_per_weight and choice.sqnr_db is not None and not choice.of_canaries:
@@ -128,7 +128,7 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
         x=[bits for bits, _ in places], y=[noise for _, noise in places],
         text=[", ".join(together[place]) for place in places],
         mode="markers+text", textposition=label_sides(places), cliponaxis=False, showlegend=False,
-        marker=dict(size=11, color=_COLOURS[0]),
+        marker=dict(size=11, color=COLOURS[0]),
         customdata=[sweep.filtered(scheme=together[place][0]).rpartition("#")[2] for place in places],
         hovertemplate="%{text}<br>%{x:.2f} bits per weight<br>%{y:.1f} dB<extra></extra>",
     ))
@@ -138,14 +138,14 @@ def accuracy_chart(sweep: SweepTable) -> Chart | None:
     figure.update_yaxes(title_text="SQNR of the stored weight, dB")
     return Chart(
         "accuracy", "Accuracy by size",
-        "How well each scheme fits a normally distributed weight, against what a right implementation stores for it, "
-        "scales included. Up and left is better.",
+        "How well each scheme fits a normally distributed weight, against the bits that a correct implementation "
+        "stores, scales included. Up and left is better.",
         f"SQNR against bits per weight for {counted(count, 'scheme')}; the table of schemes has the values.",
         json.loads(figure.to_json()))
 
 
 def _timed(sweep: SweepTable) -> list[CaseRow]:
-    """Return the right, timed, quantized cases at the fewest tokens, impossible numbers left out."""
+    """Return the correct, timed, quantized cases at the fewest tokens, without impossible numbers."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.ranked and row.quantized]
     fewest = min((row.case.m for row in rows), default=0)
     return [row for row in rows if row.case.m == fewest]
@@ -154,7 +154,7 @@ def _timed(sweep: SweepTable) -> list[CaseRow]:
 def _by_scheme(
     sweep: SweepTable, rows: list[CaseRow], value: Callable[[CaseRow], float | None], says: str
 ) -> go.Figure:
-    """Draw a dot plot: schemes down, one mark for each implementation."""
+    """Return a dot plot with a row for each scheme and a mark for each implementation."""
     schemes = [scheme for scheme in sweep.schemes if any(row.case.scheme == scheme for row in rows)]
     names = sorted({row.case.implementation for row in rows})
     figure = blank_figure(height=110 + 30 * len(schemes))
@@ -165,14 +165,14 @@ def _by_scheme(
                 grouped[row.case.scheme].append(number)
         own = [scheme for scheme in schemes if scheme in grouped]
         middles = [median(grouped[scheme]) for scheme in own]
-        # Implementations of one scheme sit a little above each other, in the legend's order.
+        # Marks of one scheme are offset vertically, in the legend's order.
         offset = (index - (len(names) - 1) / 2) * min(0.7 / len(names), 0.14)
         figure.add_trace(go.Scatter(
             name=name, x=[round(middle, 5) for middle in middles],
             y=[schemes.index(scheme) + offset for scheme in own], mode="markers",
-            marker=dict(size=10, color=_COLOURS[index % len(_COLOURS)], symbol=_SYMBOLS[index % len(_SYMBOLS)]),
+            marker=dict(size=10, color=COLOURS[index % len(COLOURS)], symbol=SYMBOLS[index % len(SYMBOLS)]),
             error_x=dict(
-                type="data", symmetric=False, thickness=1.5, width=0, color=_COLOURS[index % len(_COLOURS)],
+                type="data", symmetric=False, thickness=1.5, width=0, color=COLOURS[index % len(COLOURS)],
                 array=[round(max(grouped[scheme]) - middle, 5) for scheme, middle in zip(own, middles, strict=True)],
                 arrayminus=[round(middle - min(grouped[scheme]), 5)
                             for scheme, middle in zip(own, middles, strict=True)],
@@ -184,17 +184,17 @@ def _by_scheme(
     figure.update_yaxes(tickmode="array", tickvals=list(range(len(schemes))),
                         ticktext=[_with_quality(sweep, scheme) for scheme in schemes],
                         range=[len(schemes) - 0.4, -0.6], zeroline=False)
-    figure.update_layout(legend=dict(orientation="h", x=0, y=1, xanchor="left", yanchor="bottom"))
+    figure.update_layout(legend=LEGEND_ABOVE)
     return figure
 
 
 def _with_quality(sweep: SweepTable, scheme: str) -> str:
-    """Return a scheme with its SQNR: speed never stands alone."""
+    """Return a scheme with its SQNR, so that speed is never shown without quality."""
     return f"{scheme}  {sweep.sqnr_db[scheme]:.1f} dB" if scheme in sweep.sqnr_db else scheme
 
 
 def label_sides(points: list[tuple[float, float]]) -> list[str]:
-    """Return which side of its mark each label goes, so that neighbours' labels do not meet."""
+    """Return each label's position relative to its mark, so that neighbouring labels do not overlap."""
     sides = []
     for point in points:
         bits, noise = point
@@ -204,15 +204,15 @@ def label_sides(points: list[tuple[float, float]]) -> list[str]:
         if left and right:
             sides.append("top center" if all(other[1] <= noise for other in near) else "bottom center")
         else:
-            sides.append("middle left" if right
-                         or (not near and bits > 7) else "middle right" if left else "top center")
+            at_left = right or not near and bits > 7
+            sides.append("middle left" if at_left else "middle right" if left else "top center")
     return sides
 
 
 def shared_labels(points: Sequence[tuple[float, float]], names: Sequence[str], *, from_zero: bool) -> list[str]:
-    """Return each mark's label where y is logarithmic: marks whose labels would meet have one with all their names.
+    """Return each mark's label on a logarithmic y axis; marks whose labels would overlap share one with all names.
 
-    from_zero : whether the axis of x begins at 0, and not at the first mark
+    from_zero : whether the x axis begins at 0 instead of the first mark
     """
     wide = (max((x for x, _ in points), default=0.0)
             - (0.0 if from_zero else min((x for x, _ in points), default=0.0))) or 1.0
@@ -234,8 +234,7 @@ def blank_figure(height: int) -> go.Figure:
     """Return a figure in the page's colours."""
     figure = go.Figure()
     figure.update_layout(template="none", height=height, margin=dict(l=8, r=24, t=16, b=48), hovermode="closest",
-                         dragmode=False,
-                         paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
+                         dragmode=False, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     figure.update_xaxes(automargin=True, zeroline=False)
     figure.update_yaxes(automargin=True, zeroline=False)
     return figure

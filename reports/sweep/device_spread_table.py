@@ -1,4 +1,4 @@
-"""How far apart are equal devices? Those of one kind side by side: the same cases, measured at the same time."""
+"""A table of the spread of equal devices: the same cases, measured on all devices of a kind at the same time."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from fpxbench.fleet.fleet_messages import Device
 from fpxbench.fleet.spread import DeviceSpread, DeviceTime
 from fpxbench.records.case import Case
 from fpxbench.records.record import Build
-from fpxbench.records.store import BrokenLine, Store, latest
+from fpxbench.records.store import BrokenLine, Store
 
 MOST_DEVICES = 32
 
 
 @dataclass(frozen=True)
 class SpreadCell:
-    """One device's time of one case, over that of the fastest device.
+    """One device's time of one case, relative to the fastest device.
 
-    interval : of the ratio: it holds wherever in their 95% intervals the two medians lie; None for the fastest
+    interval : of `ratio`, from the 95% intervals of the two medians; None for the fastest
     """
 
     median_us: float
@@ -30,7 +30,7 @@ class SpreadCell:
 
 @dataclass(frozen=True)
 class DeviceRow:
-    """One device. cells : by case, None where it did not time it; ratio : the median over its cases"""
+    """One device. cells : by case, None if it did not time the case; ratio : the median over its cases"""
 
     device: Device
     cells: tuple[SpreadCell | None, ...]
@@ -41,7 +41,7 @@ class DeviceRow:
 class SpreadTable:
     """Devices of one kind on one build.
 
-    worst : by case, the slowest device and its ratio; more : devices that are not shown
+    worst : by case, the slowest device and its ratio; more : number of devices that are not shown
     """
 
     build: Build
@@ -53,21 +53,21 @@ class SpreadTable:
 
 
 def newest_spread(results: Path, machine: str, stems: Iterable[str]) -> tuple[SpreadTable | None, list[BrokenLine]]:
-    """Return the table of the first of these builds, by the stems of their files, on which devices were compared; and
-    broken lines on the way."""
+    """Return the table of the first build (by the stems of their files) on which devices were compared, if any, and
+    broken lines."""
     store, broken = Store(results, DeviceSpread), list[BrokenLine]()
     for stem in stems:
         path = results / machine / DeviceSpread.FOLDER / f"{stem}.jsonl"
         if path.is_file():
-            records, wrong = store.read(path)
+            records, wrong = store.read_newest(path)
             broken += wrong
             if records:
-                return spread_table(list({one.id: one for one in latest(records)}.values())), broken
+                return spread_table(records), broken
     return None, broken
 
 
 def spread_table(spreads: Sequence[DeviceSpread]) -> SpreadTable:
-    """Return the table of one or more cases of one build, each compared on the same or on other devices."""
+    """Return the table of one or more cases of one build, each compared on any set of devices."""
     devices = {_key(each.device): each.device for spread in spreads for each in spread.devices}
     by_case = [{_key(each.device): _cell(each, spread.devices) for each in spread.devices} for spread in spreads]
     rows = []

@@ -1,6 +1,6 @@
-"""The times of one case on one axis: samples, their interval, the dense baseline, the roofline.
+"""Draw the times of one case on one axis: samples, their interval, the dense baseline, the roofline.
 
-SVG in the page: a few dozen dots need no megabytes of JavaScript, print well, and follow the page's colours.
+The drawing is inline SVG, which needs no JavaScript, prints well and follows the page's colours.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ WIDTH, LEFT, RIGHT = 720.0, 8.0, 8.0
 
 @dataclass(frozen=True)
 class DotPlot:
-    """Positions, in units of the drawing, `WIDTH` across."""
+    """Positions in a drawing that is `WIDTH` units wide."""
 
     dots: list[tuple[float, float]]
     interval: tuple[float, float]
@@ -51,7 +51,7 @@ def dot_plot_of(record: Record) -> DotPlot | None:
 
 
 def floor_of(record: Record) -> float | None:
-    """Return the microseconds that one call's least bytes take at the machine's measured read bandwidth."""
+    """Return the time in µs that a call's minimum of bytes takes at the machine's measured read bandwidth."""
     read, least = record.machine.read_gb_per_s, record.traffic.bytes_min
     return least / (read * 1e3) if read and least else None
 

@@ -1,7 +1,7 @@
-"""Problems, one message per cause, ordered by how many people they concern.
+"""Find problems, one message per cause, ordered by the number of users that they concern.
 
-A wrong product concerns everybody who uses that implementation with that scheme; a slow scheme everybody who has to
-choose one; a cast of a rare value almost nobody. `Section` is that order, on the first page as in the terminal."""
+A wrong product concerns every user of that implementation with that scheme; a slow scheme everyone who chooses a
+scheme; a cast of a rare value almost no one. `Section` has that order, for the first page and the terminal."""
 
 from __future__ import annotations
 
@@ -28,18 +28,17 @@ SEVERITIES: dict[str, int] = {
 """Within a section, the lowest is the worst."""
 
 FEW_TOKENS = 16
-"""Up to this M a call is bound by memory, beyond it by arithmetic: slowness at few tokens and at many has different
-causes."""
+"""Up to this M a call is bound by memory, above it by arithmetic, so slowness has different causes."""
 COMMON_SCHEME = re.compile(r"(e4m3fn|e5m2|int8)-.+|(mx|nv)fp\d.*")
-"""Schemes that checkpoints are published in: a mistake in one of them comes before a mistake in any other."""
+"""Schemes of published checkpoints: their mistakes are listed before those of other schemes."""
 LONGEST_MESSAGE = 420
 
-# The message of a crash or an error is its cause, whichever implementation met it.
+# The message of a crash or an error identifies its cause, in any implementation.
 _CAUSE_IS_THE_MESSAGE = frozenset({Status.CRASH, Status.ERROR})
 
 
 class Section(StrEnum):
-    """Whom a problem concerns, the largest group first."""
+    """The users that a problem concerns, the largest group first."""
 
     WRONG = "wrong"
     REGRESSED = "regressed"
@@ -55,7 +54,7 @@ class Section(StrEnum):
 
     @property
     def about(self) -> str:
-        """One sentence on whom it concerns; may be empty."""
+        """One sentence about the users it concerns; may be empty."""
         return _SECTIONS[self][1]
 
 
@@ -89,14 +88,14 @@ class SweepCase:
 class ReportProblem:
     """One problem with one cause.
 
-    section : whom it concerns
+    section : the users it concerns
     severity : a status, or ``regressed``, ``over_roofline``, ``slow_baseline``, ``disagrees``, ``suspected``,
         ``slow``, ``unfused``, ``noisy``, ``changed``
     message : one or two sentences, plain text
-    link : relative to the site's root: the case if there is one, else the matrix with the filters set
-    cases : all that show it, the clearest first; empty if it is about casts
-    more : text of the link, where there are no cases
-    minor : whether it comes after the others of its section
+    link : relative to the site's root: the case's page if it has only one, else the matrix with filters set
+    cases : all cases that show it, the clearest first; empty if it is about casts
+    more : text of the link, if there are no cases
+    minor : whether it is listed after the others of its section
     """
 
     section: Section
@@ -109,7 +108,7 @@ class ReportProblem:
 
     @property
     def rank(self) -> tuple[int, bool, int]:
-        """Sorts problems; those of one rank are already in order."""
+        """Sort key; problems of one rank are already in order."""
         return list(Section).index(self.section), self.minor, SEVERITIES[self.severity]
 
     @property
@@ -120,8 +119,7 @@ class ReportProblem:
 
 
 def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
-    """Return everything that is wrong or suspicious in these sweeps, worst first; one cause on several machines is one
-    problem."""
+    """Return all problems of these sweeps, worst first; one cause on several machines is one problem."""
     all_cases = [SweepCase(sweep, row) for sweep in sweeps for row in sweep.rows]
     problems = [
         *(_broken(group, all_cases) for group in _grouped(all_cases, _cause)),
@@ -182,7 +180,7 @@ def _cause(case: SweepCase) -> Hashable | None:
 
 
 def _without_numbers(text: str) -> str:
-    """Return what two messages of one cause have in common: addresses, sizes and widths differ from case to case."""
+    """Return a message without addresses, sizes and widths, which differ between cases with the same cause."""
     return re.sub(r"0x[0-9a-fA-F]+|\d+", "#", text)
 
 
@@ -225,10 +223,8 @@ def _impossible(group: list[SweepCase]) -> ReportProblem:
     more = f", and {counted(len(group) - 1, 'more such number')}" if len(group) > 1 else ""
     return ReportProblem(
         Section.SLOW, str(Flag.OVER_ROOFLINE),
-        _message(
-            f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {rate} on a machine "
-            f"{ceiling}{more}: "
-                 f"a number above the roofline is a bug in the number"),
+        _message(f"{row.case.implementation} on {row.case.scheme}, {row.case.layer}, shows {rate} on a machine "
+                 f"{ceiling}{more}: a number above the roofline is a measurement error"),
         _link(group, mark=str(Flag.OVER_ROOFLINE)), (worst, *(case for case in group if case is not worst)))
 
 
@@ -246,31 +242,30 @@ def _slow_baselines(group: list[SweepCase]) -> ReportProblem:
 
 
 def _schemes_slower_than_dense(sweep: SweepTable) -> list[ReportProblem]:
-    """Return at most one problem: the schemes that every right implementation runs slower than dense. It is minor
-    where at each M most schemes have a faster one."""
+    """Return at most one problem: the schemes that every correct implementation runs slower than dense. It is minor
+    if at each M most schemes have a faster implementation."""
     parts, cases, most = [], [], False
     for m in sweep.tokens:
         timed = [choice for choice in sweep.choices if m in choice.fastest]
         slow = sorted((choice.fastest[m] for choice in timed if m in choice.slower), key=lambda row: -row.times_dense)
         if slow:
-            quality = f" at {sweep.sqnr_db[slow[0].case.scheme]:.1f} dB SQNR" if slow[
-                0].case.scheme in sweep.sqnr_db else ""
-            parts.append(
-                f"{len(slow)} of {counted(len(timed), 'scheme')} at M={m} (closest: {slow[0].case.implementation} on "
-                         f"{slow[0].case.scheme}, {slow[0].speedup:.2f}×{quality})")
+            scheme = slow[0].case.scheme
+            quality = f" at {sweep.sqnr_db[scheme]:.1f} dB SQNR" if scheme in sweep.sqnr_db else ""
+            parts.append(f"{len(slow)} of {counted(len(timed), 'scheme')} at M={m} (closest: "
+                         f"{slow[0].case.implementation} on {scheme}, {slow[0].speedup:.2f}×{quality})")
             cases += [SweepCase(sweep, row) for row in slow]
             most = most or 2 * len(slow) >= len(timed)
     if len({case.row.case.implementation for case in cases}) < 2:     # that implementation has its own message
         return []
     return [ReportProblem(
         Section.SLOW, SLOW, _message(
-            f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every right implementation "
-                                     f"of {_listed(parts)}"),
+            f"On {sweep.machine.device} dense {cases[0].row.case.activation} is faster than every correct "
+            f"implementation of {_listed(parts)}"),
         cases[0].link if len(cases) == 1 else sweep.filtered(mark=SLOW), tuple(cases), minor=not most)]
 
 
 def _slowness(case: SweepCase) -> Hashable | None:
-    """Return one message for each implementation on each machine, few tokens apart from many."""
+    """Return the group of a slow case: implementation, machine, and few or many tokens; None for any other case."""
     return (case.row.case.implementation, case.sweep.folder, case.row.case.m <= FEW_TOKENS) if case.row.slower else None
 
 
@@ -287,10 +282,9 @@ def _slow(group: list[SweepCase], all_cases: list[SweepCase]) -> ReportProblem:
     times = 1 / row.times_dense if row.times_dense > 0 else math.inf
     return ReportProblem(
         Section.SLOW, SLOW,
-        _message(
-            f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than "
-            f"dense {row.case.activation}"
-                 f" at M={row.case.m} ({row.case.workload}) on {sweep.machine.device}{unfused}{why}{more}"),
+        _message(f"{row.case.implementation} runs {row.case.scheme} {times:.{1 if times < 9.95 else 0}f}× slower than "
+                 f"dense {row.case.activation} at M={row.case.m} ({row.case.workload}) on {sweep.machine.device}"
+                 f"{unfused}{why}{more}"),
         _link(group, mark=SLOW), tuple(group), minor=True)
 
 
@@ -337,7 +331,7 @@ def _summing_narrowly(group: list[SweepCase]) -> ReportProblem:
 def _another_rule(group: list[SweepCase]) -> ReportProblem:
     return _minor(Flag.UNDECLARED_RULE, group,
                   f"{group[0].row.case.implementation} quantizes by another rule than it declares on {_extent(group)}; "
-                  "it is consistent, and results are right by it")
+                  "it is consistent, and results are correct under it")
 
 
 def _of_sweep(flag: Flag) -> Callable[[SweepCase], Hashable | None]:
@@ -381,7 +375,7 @@ def _listed(names: list[str], most: int = 6) -> str:
 
 
 def _on_machines(group: list[SweepCase], all_cases: list[SweepCase]) -> str:
-    """Return where it was seen; nothing in a report of one device."""
+    """Return the devices that show it; an empty string in a report of one device."""
     if len({case.sweep.machine.device for case in all_cases}) < 2:
         return ""
     return f", on {_listed(sorted({case.sweep.machine.device for case in group}), most=3)}"

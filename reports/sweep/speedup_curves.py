@@ -1,6 +1,7 @@
-"""Speedup over dense against the tokens multiplied at once: a drawing for each scheme and layer, and who is fastest.
+"""Draw speedup over dense against M for each scheme and layer, and find the fastest implementations.
 
-SVG in the page, as in `fpxbench.reports.sweep.dot_plot`. Only right cases are drawn; both axes are logarithmic.
+The drawings are inline SVG, as in `fpxbench.reports.sweep.dot_plot`. Only correct cases are drawn; both axes are
+logarithmic.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from fpxbench.reports.sweep.case_row import CaseRow
 from fpxbench.reports.sweep.sweep_table import SweepTable
 
 OWN_KERNELS = ("triton_fused", "cpu_fused")
-"""This suite's kernels, which the others are compared with."""
+"""This suite's kernels, with which the others are compared."""
 WIDTH, HEIGHT = 340.0, 220.0
 LEFT, RIGHT, TOP, BOTTOM = 40.0, 12.0, 10.0, 34.0
 LOOKS = 8
-"""Colours and shapes in the style sheet; further implementations begin again."""
+"""Number of colours and shapes in the style sheet; further implementations reuse them."""
 DRAWN_IN_FULL = 12
-"""Drawings before the rest is folded."""
+"""Number of drawings before the rest is collapsed."""
 _RATIOS = [step * 10.0**decade for decade in range(-4, 3) for step in (1, 1.5, 2, 3, 5, 7)]
 _MOST_TICKS = 7
 
 
 @dataclass(frozen=True)
 class Mark:
-    """One case: its place in the drawing, and where it leads."""
+    """The position of one case in a drawing."""
 
     x: float
     y: float
@@ -51,7 +52,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One scheme on one layer. Positions are in units of the drawing, `WIDTH` by `HEIGHT`."""
+    """One scheme on one layer, with positions in a drawing of `WIDTH` by `HEIGHT` units."""
 
     scheme: str
     workload: str
@@ -64,29 +65,29 @@ class Drawing:
     ratios: tuple[tuple[float, float], ...]
     """(y, speedup)"""
     dense: float
-    """y of the speedup 1."""
+    """y of a speedup of 1."""
 
 
 @dataclass(frozen=True)
 class Fastest:
-    """The fastest case of a scheme, a layer and M, and how far this suite's kernel is from it."""
+    """The fastest case of a scheme, a layer and M, and this suite's fastest kernel."""
 
     best: CaseRow
     own: CaseRow | None
 
     @property
     def own_share(self) -> float | None:
-        """The own kernel's speed over the best one's; None without a right, timed own case."""
+        """The speed of this suite's kernel over the fastest one's; None if it has no correct, timed case."""
         return self.own.ranking_speedup / self.best.ranking_speedup if self.own else None
 
 
 @dataclass(frozen=True)
 class SpeedupCurves:
-    """The chapter of one sweep.
+    """The drawings of one sweep.
 
-    names : implementations drawn, with the library whose kernel each is ("" for this suite's), and their look
-    measured_roofline : whether the machine's own read bandwidth was measured, or the largest that a case reached stands
-        for it
+    names : implementations drawn, with the library that provides the kernel ("" for this suite's), and their look
+    measured_roofline : whether the roofline is the machine's measured read bandwidth, or else the largest that a case
+        reached
     """
 
     drawings: tuple[Drawing, ...]
@@ -99,7 +100,7 @@ class SpeedupCurves:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What bounds a product: bytes over a bandwidth (GB/s), operations over what dense products reached (1/µs)."""
+    """The bounds of a product: a bandwidth in GB/s, and the largest rate of dense products in operations per µs."""
 
     gb_per_s: float
     operations_per_us: float
@@ -111,7 +112,7 @@ class Roofline:
         return cls(sweep.machine.read_gb_per_s or reached, max(rates, default=0.0))
 
     def speedup(self, rows: Sequence[CaseRow]) -> float | None:
-        """Return the most that a kernel could gain over dense; `rows` are of one scheme, layer and M."""
+        """Return the largest possible speedup over dense; `rows` are of one scheme, layer and M."""
         least = min((row.bytes_min for row in rows if row.bytes_min), default=0)
         dense = [row.baseline_us for row in rows if row.baseline_us]
         if not (least and dense and self.gb_per_s and self.operations_per_us):
@@ -120,7 +121,7 @@ class Roofline:
 
 
 def speedup_curves(sweep: SweepTable) -> SpeedupCurves | None:
-    """Return the drawings of every scheme and layer timed at two M or more; None if there is none."""
+    """Return the drawings of every scheme and layer timed at two or more M; None if there are none."""
     rows = [row for row in sweep.rows if row.status is Status.OK and row.quantized and row.ranked and row.case.m > 0
             and not row.is_canary]
     grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
@@ -144,7 +145,7 @@ def speedup_curves(sweep: SweepTable) -> SpeedupCurves | None:
 
 
 def fastest_of(rows: Iterable[CaseRow]) -> dict[int, Fastest]:
-    """Return the fastest of each M, for right cases of one scheme and layer."""
+    """Return the fastest case of each M; `rows` are correct cases of one scheme and layer."""
     by_m: dict[int, list[CaseRow]] = defaultdict(list)
     for row in rows:
         by_m[row.case.m].append(row)
@@ -158,7 +159,7 @@ def fastest_of(rows: Iterable[CaseRow]) -> dict[int, Fastest]:
 
 
 def drawing(key: tuple[str, str], rows: Sequence[CaseRow], roofline: Roofline, looks: dict[str, int]) -> Drawing:
-    """Draw one scheme on one layer: `rows` are its right, timed cases."""
+    """Draw one scheme on one layer; `rows` are its correct, timed cases."""
     tokens = sorted({row.case.m for row in rows})
     limits = {m: roofline.speedup([row for row in rows if row.case.m == m]) for m in tokens}
     values = [1.0, *map(_speedup, rows), *(limit for limit in limits.values() if limit)]
@@ -186,7 +187,7 @@ def drawing(key: tuple[str, str], rows: Sequence[CaseRow], roofline: Roofline, l
 
 
 def _thinned(ratios: list[float]) -> list[float]:
-    """Return at most `_MOST_TICKS` of these, 1 among them."""
+    """Return at most `_MOST_TICKS` of `ratios`, including 1."""
     step = math.ceil(len(ratios) / _MOST_TICKS)
     return ratios[ratios.index(1.0) % step::step]
 

@@ -1,4 +1,4 @@
-"""Write the pages of one sweep: its table, and a page a case. Those of an earlier report, made from the same, stay."""
+"""Write the pages of one sweep: its table, and a page for each case. Current pages of an earlier report are kept."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fpxbench.casts.decode_speed import DecodeSpeed
 from fpxbench.records.record import Record
-from fpxbench.records.store import BrokenLine, R, Store, latest
+from fpxbench.records.store import BrokenLine, Store, folder_of
 from fpxbench.reports.casts.conversion_pages import CastSweep
 from fpxbench.reports.casts.decode_speed_table import DecodeTable, decode_table
 from fpxbench.reports.history.status_history import StatusHistories
@@ -19,30 +19,18 @@ from fpxbench.reports.sweep.sweep_table import SweepHeading, SweepTable, sweep_o
 from fpxbench.reports.targets.support_table import FILE as MATRIX_FILE, chosen_matrix
 
 
-def folder_of(path: Path) -> tuple[str, str]:
-    """Return machine and build of a records file by the names of its folder and itself, whatever its records claim."""
-    return path.parent.parent.name, path.stem
-
-
-def newest_records(store: Store[R], path: Path) -> tuple[list[R], list[BrokenLine]]:
-    """Return the newest record of each case or conversion in a file, whatever machine and build they name, and its
-    broken lines."""
-    records, broken = store.read(path)
-    return list({record.id: record for record in latest(records)}.values()), broken
-
-
 def write_sweep(store: Store, path: Path, pages: Pages, kept: KeptPages, casts: CastSweep | None,
                 histories: StatusHistories) -> tuple[SweepHeading | None, list[BrokenLine]]:
-    """Write the pages of one records file that an earlier report does not have; return no sweep if it holds no
-    record."""
-    folder = f"machines/{path.parent.parent.name}/{path.stem}/"
+    """Write those pages of one records file that an earlier report lacks. Return the sweep (None for a file without
+    records) and broken lines."""
+    folder = "machines/{}/{}/".format(*folder_of(path))
     inputs = digest(content_of(path), content_of(_decodes_of(path)), content_of(store.root / MATRIX_FILE), casts,
                     histories.state(path.stem), histories.links(path.stem))
     earlier = kept.find(folder)
     if earlier and earlier.inputs == inputs:
         kept.keep(folder, earlier)
         return earlier.heading, earlier.broken
-    newest, broken = newest_records(store, path)
+    newest, broken = store.read_newest(path)
     if not newest:
         return None, broken
     decodes, broken_decodes = _decodes(store.root, path)
@@ -64,7 +52,7 @@ def write_sweep(store: Store, path: Path, pages: Pages, kept: KeptPages, casts: 
 
 
 def _case_inputs(sweep: SweepTable, records: list[Record]) -> Iterator[tuple[str, str]]:
-    """Yield the name of each case's page and a digest of what it shows: the record, and how its rivals stand."""
+    """Yield the name of each case's page and a digest of its contents: the record, and its rivals' rows."""
     as_rival = {id(row): repr(replace(row, status_history=None)) for row in sweep.rows}
     for row, record in zip(sweep.rows, records, strict=True):
         rivals = sweep.rivals[row.case.scheme, row.case.layer]
@@ -82,7 +70,7 @@ def newest_of(store: Store, sweeps: list[tuple[Path, SweepHeading]], histories: 
     for path, sweep in newest.values():
         if isinstance(sweep, SweepTable):
             found.append(sweep)
-        elif records := newest_records(store, path)[0]:
+        elif records := store.read_newest(path)[0]:
             found.append(sweep_of(folder_of(path), records, histories.of))
     return found
 
@@ -98,5 +86,5 @@ def _decodes(results: Path, path: Path) -> tuple[DecodeTable | None, list[Broken
     file = _decodes_of(path)
     if not file.is_file():
         return None, []
-    records, broken = newest_records(store, file)
+    records, broken = store.read_newest(file)
     return decode_table(records, chosen_matrix(results)[0]), broken

@@ -1,10 +1,11 @@
-"""One sweep as the pages show it: a small row for each case, the matrix, and the schemes to choose from.
+"""One sweep as the pages show it: a small row for each case, the matrix, and the choice of schemes.
 
-Only the rows stay in memory once the records' own pages are written, so that a report over many machines stays small.
+After the pages of the records are written, only the rows stay in memory.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ from fpxbench.reports.history.status_history import StatusHistory
 from fpxbench.reports.sweep.case_row import DENSE_SCHEMES, SLOW_BELOW, CaseRow
 
 LEAST_GAIN_DB = 0.5
-"""SQNR that a slower scheme must gain to be worth naming beside a faster one."""
+"""SQNR in dB that a slower scheme must gain over a faster one to be recommended too."""
 
 
 def _element_bits(scheme: str) -> int:
-    """Return the bits of a stored weight without its scales; 0 for an unknown scheme."""
+    """Return the bits of a stored element, without scales; 0 for an unknown scheme."""
     try:
         fmt = scheme_named(scheme).format
     except ValueError:
@@ -42,26 +43,25 @@ class MatrixCell:
 
     @cached_property
     def worst(self) -> Status:
-        """The worst verdict of its cases that ran; of all, if none did. A shape or dtype that is refused says nothing
-        of the others."""
+        """The worst status of the cases that ran, or of all cases if none did."""
         ran = [row.status for row in self.rows if row.status not in (Status.UNSUPPORTED, Status.MISSING)]
         return min(ran or [row.status for row in self.rows], key=SEVERITY.__getitem__)
 
     @cached_property
     def as_bad(self) -> int:
-        """How many cases have the worst verdict."""
+        """Number of cases with the worst status."""
         return sum(row.status is self.worst for row in self.rows)
 
     @cached_property
     def speedup(self) -> float | None:
-        """Median over its timed cases, without those whose noise hides it; None if none is left, and for dense, which
-        would be compared with itself."""
+        """Median over the timed cases, without those hidden by noise; None if none is left, and for dense, which would
+        be compared with itself."""
         speedups = [row.times_dense for row in self._timed if not row.hidden_by_noise]
         return median(speedups) if speedups else None
 
     @property
     def noisy(self) -> bool:
-        """Whether it was timed, and noise hides every speedup."""
+        """Whether cases were timed, but noise hides every speedup."""
         return bool(self._timed) and self.speedup is None
 
     @property
@@ -70,14 +70,14 @@ class MatrixCell:
 
     @cached_property
     def since(self) -> str:
-        """``since 2.12.0 (3 builds)`` for the case that has had the worst verdict longest; empty if none is broken."""
+        """``since 2.12.0 (3 builds)`` for the case that has had the worst status longest; empty if none is broken."""
         histories = [row.status_history for row in self.rows if row.status is self.worst and row.broken
                      and row.status_history]
         return max(histories, key=lambda history: history.builds).summary if histories else ""
 
     @cached_property
     def recent(self) -> list[tuple[Status | None, int]]:
-        """Runs of the worst status of its cases, oldest build first: (status, builds), with None where none was
+        """Runs of the worst status of its cases, oldest build first: (status, number of builds), None if none was
         measured. Empty if the status never changed."""
         recents = [row.status_history.recent for row in self.rows if row.status_history]
         worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None)
@@ -87,9 +87,9 @@ class MatrixCell:
 
     @property
     def slow(self) -> bool:
-        """Whether it is right, and slower than dense in the median."""
-        return self.worst is Status.OK and self.speedup is not None and self.speedup < SLOW_BELOW and self.rows[
-            0].quantized
+        """Whether it is correct, but slower than dense in the median."""
+        fast = self.speedup is None or self.speedup >= SLOW_BELOW
+        return self.worst is Status.OK and not fast and self.rows[0].quantized
 
     @cached_property
     def over_roofline(self) -> bool:
@@ -98,22 +98,22 @@ class MatrixCell:
 
 @dataclass(frozen=True)
 class SchemeChoice:
-    """One scheme, for someone choosing one."""
+    """One scheme with its size, accuracy and fastest cases, for choosing a scheme."""
 
     scheme: str
     bits_per_weight: float | None
-    """The fewest that a right implementation stores."""
+    """The fewest that a correct implementation stores."""
     sqnr_db: float | None
     of_canaries: bool
-    """Whether these two were measured on canaries only, which are small shapes."""
+    """Whether size and SQNR were measured only on canaries, which are small shapes."""
     right: tuple[str, ...]
-    """Implementations that are right in all their cases of it."""
+    """Implementations that are correct in all their cases of this scheme."""
     broken: tuple[str, ...]
-    """Implementations that are not."""
+    """Implementations that fail in some case."""
     fastest: dict[int, CaseRow]
-    """For each M, the right case with the largest `ranking_speedup`."""
+    """By M, the correct case with the largest `ranking_speedup`."""
     slower: frozenset[int] = frozenset()
-    """Each M at which every right case is slower than dense by more than its noise."""
+    """Each M at which every correct case is slower than dense by more than its noise."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class NotMeasured:
     """Cases that were not run or not timed, for one reason."""
 
     status: Status
-    """``ok`` for cases that are right and carry no timing."""
+    """``ok`` for correct cases without a timing."""
     reason: str
     rows: tuple[CaseRow, ...]
 
@@ -139,21 +139,21 @@ class SweepHeading:
     """A sweep without its cases, as lists of sweeps show it."""
 
     folder: tuple[str, str]
-    """Names of its machine's folder and of its records file, as under the results folder."""
+    """Names of its machine's folder and of its records file in the results folder."""
     machine: Machine
     build: Build
     as_of: str
     """When its newest record was started."""
     counts: dict[Status, int]
-    """Cases by status, in order of severity, those that occur only."""
+    """Number of cases by status, in order of severity, without zeros."""
 
     def heading(self) -> SweepHeading:
-        """Return it without its cases."""
+        """Return the sweep without its cases."""
         return SweepHeading(self.folder, self.machine, self.build, self.as_of, self.counts)
 
     @property
     def path(self) -> str:
-        """Its folder as a URL relative to the site's root, with a slash at the end."""
+        """URL of its folder, relative to the site's root, with a trailing slash."""
         machine, build = self.folder
         return f"machines/{quote(machine)}/{quote(build)}/"
 
@@ -163,7 +163,7 @@ class SweepHeading:
 
     @property
     def not_run(self) -> int:
-        """Cases that were not run: unsupported, or something is missing."""
+        """Number of cases that were not run (unsupported or missing)."""
         return self.counts.get(Status.UNSUPPORTED, 0) + self.counts.get(Status.MISSING, 0)
 
     @property
@@ -172,12 +172,12 @@ class SweepHeading:
 
     @property
     def series(self) -> tuple[str, str, str]:
-        """What successive builds on one machine have in common."""
+        """Machine's folder, channel and variant, which successive builds have in common."""
         return self.folder[0], self.build.channel, self.build.variant
 
     @property
     def age(self) -> tuple:
-        """Sorts the sweeps of a series, oldest first."""
+        """Sort key for the sweeps of a series, oldest first."""
         try:
             version = Version(self.build.torch)
         except InvalidVersion:
@@ -187,7 +187,7 @@ class SweepHeading:
 
 @dataclass(frozen=True)
 class SweepTable(SweepHeading):
-    """The newest record of each case of one records file."""
+    """A sweep with its cases: the newest record of each case of one records file."""
 
     rows: tuple[CaseRow, ...]
 
@@ -197,7 +197,7 @@ class SweepTable(SweepHeading):
 
     @cached_property
     def schemes(self) -> list[str]:
-        """By bits of an element, the most first, then by name: the same order on every machine."""
+        """Schemes by descending bits of an element, then by name, so that every machine has the same order."""
         return sorted({row.case.scheme for row in self.rows}, key=lambda name: (-_element_bits(name), name))
 
     @cached_property
@@ -206,7 +206,7 @@ class SweepTable(SweepHeading):
 
     @cached_property
     def rivals(self) -> dict[tuple[str, str], list[CaseRow]]:
-        """Cases that compete, by (scheme, layer)."""
+        """Competing cases, by (scheme, layer)."""
         grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
         for row in self.rows:
             grouped[row.case.scheme, row.case.layer].append(row)
@@ -224,7 +224,7 @@ class SweepTable(SweepHeading):
 
     @cached_property
     def matrix(self) -> dict[tuple[str, str], MatrixCell]:
-        """Cells that hold cases, by (implementation, scheme)."""
+        """Cells with cases, by (implementation, scheme)."""
         grouped: dict[tuple[str, str], list[CaseRow]] = defaultdict(list)
         for row in self.rows:
             grouped[row.case.implementation, row.case.scheme].append(row)
@@ -270,34 +270,33 @@ class SweepTable(SweepHeading):
 
     @cached_property
     def sqnr_db(self) -> dict[str, float]:
-        """How well each scheme fits its weight, where it was measured."""
+        """SQNR of each scheme's stored weight in dB, if measured."""
         return {choice.scheme: choice.sqnr_db for choice in self.choices if choice.sqnr_db is not None}
 
     def best_choices(self, m: int) -> list[CaseRow]:
-        """Return the fastest right case of each scheme at M = `m` that no other scheme beats in both `ranking_speedup`
-        and SQNR, the fastest first; a slower one gains at least `LEAST_GAIN_DB`.
+        """Return the fastest correct case at M = `m` of each Pareto-optimal scheme in `ranking_speedup` and SQNR, the
+        fastest first; a slower one gains at least `LEAST_GAIN_DB`.
 
-        Dense is the most accurate, so that a scheme no faster than dense, or not by more than the noise, is none of
-        them.
+        Schemes that are not faster than dense, which is the most accurate, by more than the noise are left out.
         """
         timed = [choice.fastest[m] for choice in self.choices if m in choice.fastest and choice.sqnr_db is not None]
         best: list[CaseRow] = []
         for row in sorted(timed, key=lambda row: (-row.ranking_speedup, -self.sqnr_db[row.case.scheme])):
-            if row.faster and (not best or self.sqnr_db[row.case.scheme] >= self.sqnr_db[best[-1].case.scheme]
-                                    + LEAST_GAIN_DB):
+            least_db = self.sqnr_db[best[-1].case.scheme] + LEAST_GAIN_DB if best else -math.inf
+            if row.faster and self.sqnr_db[row.case.scheme] >= least_db:
                 best.append(row)
         return best
 
     def without_choice(self, m: int) -> str:
-        """Return why `best_choices` has none at M = `m`."""
+        """Return why `best_choices` is empty at M = `m`."""
         timed = [choice for choice in self.choices if m in choice.fastest]
         if not timed:
-            return "dense: no implementation that is right in all its cases was timed"
+            return "dense: no implementation that is correct in all its cases was timed"
         uncertain = sum(m not in choice.slower for choice in timed)
         if not uncertain:
             return "dense: no correct implementation of any scheme is faster"
         return (f"dense: no scheme is faster by more than the timing noise, but {uncertain} of {len(timed)} are not "
-                "slower by more than it either; measure again on an idle machine")
+                "clearly slower either; measure again on an idle machine")
 
     @property
     def choice_message(self) -> str:
@@ -315,13 +314,13 @@ class SweepTable(SweepHeading):
 
     @cached_property
     def canaries(self) -> tuple[int, int]:
-        """(canaries that are right, canaries that ran)."""
+        """(number of correct canaries, number of canaries that ran)."""
         ran = [row for row in self.rows if row.is_canary and row.status not in (Status.UNSUPPORTED, Status.MISSING)]
         return sum(row.status is Status.OK for row in ran), len(ran)
 
     @cached_property
     def not_measured(self) -> list[NotMeasured]:
-        """What was not run or not timed, and why."""
+        """Cases that were not run or not timed, by reason."""
         grouped: dict[tuple[Status, str], list[CaseRow]] = defaultdict(list)
         for row in self.rows:
             if row.status in (Status.UNSUPPORTED, Status.MISSING):
@@ -339,8 +338,8 @@ class SweepTable(SweepHeading):
 
 def sweep_of(folder: tuple[str, str], records: Iterable[Record],
              status_history: Callable[[Record], StatusHistory | None] = lambda record: None) -> SweepTable:
-    """Return the sweep of these records, at least one, oldest first. `status_history` gives since when a case has its
-    status."""
+    """Return the sweep of `records` (at least one, oldest first). `status_history` returns how long a record's case has
+    had its status."""
     records = list(records)
     counted = Counter(record.verdict.status for record in records)
     return SweepTable(

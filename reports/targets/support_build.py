@@ -1,4 +1,4 @@
-"""What each Triton build gained and lost."""
+"""The gains and losses of each Triton build."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class BuildDiff:
 
     build: TritonBuild
     before: str
-    """Version of that build; empty for the first."""
+    """Version of the build before; empty for the first."""
     changes: tuple[CellChange, ...]
     page: str
-    """File name, beside the support table's; empty for the first."""
+    """File name of the page, in the folder of the support table; empty for the first."""
 
     def of(self, verdict: str) -> list[CellChange]:
         """Return the changes with this verdict: ``lost``, ``gained`` or ``other``."""
@@ -29,7 +29,7 @@ class BuildDiff:
 
 
 def build_diffs(support: SupportMatrix) -> list[BuildDiff]:
-    """Return one for each build, oldest first."""
+    """Return the comparison of each build, oldest first."""
     found: list[BuildDiff] = []
     used = {row.page.removesuffix(".html") for row in support.rows}
     before: int | None = None

@@ -1,5 +1,5 @@
-"""A cell of the support matrix: the state of an operation with a format on an architecture, since which build, and how
-it was checked."""
+"""A cell of the support matrix: the state of an operation with a format on an architecture over builds, and how it was
+checked."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fpxbench.targets.matrix import CellOutcome, Matrix, Probe
 from fpxbench.targets.version_spans import SOME, UNCHECKED, GroupState, Span, history_text, spans, states
 
 MOST_EARLIER = 2
-"""Lines of a cell about earlier builds; those that were wrong are always listed."""
+"""Largest number of earlier failures that a cell lists; wrong results are always listed."""
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class BuildState:
 
     state: GroupState
     checked: int
-    """Of those that are ok: how many were checked beyond compiling."""
+    """Number of ok probes that were checked beyond compiling."""
     flags: tuple[str, ...]
-    """Of those that are ok, all of them."""
+    """All flags of ok probes."""
     wrong: int = 0
 
     @property
@@ -61,12 +61,11 @@ class SupportCell:
     history: tuple[Span, ...]
     """Not empty."""
     changed: tuple[str, ...]
-    """Builds on which the status or a flag of any probe changed. The first build that knows the architecture is not a
-    change."""
+    """Builds on which the status or flags of any probe changed, without the first that supports the architecture."""
     wrong: bool
     """Whether any build miscompiles it."""
     newest: BuildState
-    """On the newest build that was tested."""
+    """The state on the newest build that was tested."""
     tested_to: str
     """That build's version if newer ones were not tested, else empty."""
 
@@ -120,7 +119,7 @@ def _range(span: Span) -> str:
 
 
 def build_states(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[BuildState | None]:
-    """Return the state on each build; None for one that was not tested."""
+    """Return the state on each build; None for builds that were not tested."""
     return [
         _build_state(state, [outcome for probe in probes if (outcome := matrix.outcome_of(probe, architecture, at))])
         if state else None for at, state in enumerate(states(matrix, probes, architecture))
@@ -131,11 +130,11 @@ def _build_state(state: GroupState, outcomes: Sequence[CellOutcome]) -> BuildSta
     fine = [outcome for outcome in outcomes if outcome.status is Status.OK]
     return BuildState(state, sum(outcome.check != "none" for outcome in fine),
                       tuple(flag for outcome in fine for flag in outcome.flags),
-                  sum(outcome.status is Status.WRONG for outcome in outcomes))
+                      sum(outcome.status is Status.WRONG for outcome in outcomes))
 
 
 def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> SupportCell | None:
-    """Return the cell; None where nothing was tested."""
+    """Return the cell; None if nothing was tested."""
     tested = {at: state for at, state in enumerate(build_states(matrix, probes, architecture)) if state}
     if not tested:
         return None
@@ -143,8 +142,8 @@ def cell_of(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> Suppo
     later = any(not build.unusable for build in matrix.builds[newest + 1:])
     runs = [matrix.outcomes[run.outcome] for probe in probes for run in probe.cells.get(architecture, ())]
     return SupportCell(tuple(spans(matrix, probes, architecture)), _changed(matrix, probes, architecture),
-                any(outcome.status is Status.WRONG for outcome in runs), tested[newest],
-                matrix.builds[newest].triton if later else "")
+                       any(outcome.status is Status.WRONG for outcome in runs), tested[newest],
+                       matrix.builds[newest].triton if later else "")
 
 
 def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tuple[str, ...]:
@@ -153,8 +152,8 @@ def _changed(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> tupl
         before = None
         for run in probe.cells.get(architecture, ()):
             outcome = matrix.outcomes[run.outcome]
-            if before and before.status is not Status.MISSING and (before.status,
-                                                                   before.flags) != (outcome.status, outcome.flags):
+            if (before is not None and before.status is not Status.MISSING
+                    and (before.status, before.flags) != (outcome.status, outcome.flags)):
                 positions.add(run.builds[0])
             before = outcome
     return tuple(matrix.builds[at].triton for at in sorted(positions))

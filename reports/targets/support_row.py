@@ -1,4 +1,4 @@
-"""A row of the support matrix in full: the builds of every architecture, failures with their messages, and scripts to
+"""A full row of the support matrix: the builds of every architecture, failures with messages, and scripts that
 reproduce them."""
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class OutcomeSpan:
     """Versions."""
     probes: tuple[Probe, ...]
     every: bool
-    """Whether these are all probes of the row."""
+    """Whether these are all the row's probes."""
     script: int | None
-    """Index of the script on the page that reproduces it."""
+    """Index of the script on the page that reproduces the outcome."""
 
     @property
     def builds(self) -> str:
@@ -47,7 +47,7 @@ class OutcomeSpan:
 
     @property
     def details(self) -> list[str]:
-        """The probes without operation and format in their names."""
+        """Names of the probes without operation and format."""
         return [detail(probe) for probe in self.probes]
 
     @property
@@ -66,12 +66,12 @@ class ArchitectureDetail:
     entries: list[OutcomeSpan]
     """Oldest first."""
     metrics: list[tuple[Probe, CellOutcome, KernelMetrics]]
-    """Of the code that the newest tested build makes."""
+    """Metrics of the code of the newest tested build."""
 
 
 @dataclass
 class Scripts:
-    """Scripts as lists of parts: paragraphs, most of which many scripts share."""
+    """Scripts stored as lists of paragraphs, most of which many scripts share."""
 
     scripts: list[list[int]] = field(default_factory=list)
     _places: dict[str, int] = field(default_factory=dict)
@@ -85,21 +85,21 @@ class Scripts:
         return len(self.scripts) - 1
 
     def text(self, number: int) -> str:
-        """Return a script as reports/static/support.js puts it together."""
+        """Return a script as reports/static/support.js assembles it."""
         parts = self.parts
         return "\n\n".join(parts[at] for at in self.scripts[number])
 
 
 def _shows_something(outcome: CellOutcome) -> bool:
-    """Return whether a script that reproduces it shows something."""
+    """Return whether a reproducing script would show something."""
     return bool(outcome.flags) or outcome.status not in (Status.OK, Status.MISSING)
 
 
 def row_detail(support: SupportMatrix, row: SupportRow) -> tuple[list[ArchitectureDetail], Scripts]:
-    """Return the row on each architecture where it was tested, and scripts for what is not ok there.
+    """Return the row on each architecture where it was tested, and scripts for outcomes that are not ok.
 
     The suite's own kernels have no script here, since only PyTorch can compile them: `fpxbench targets repro` prints
-    it."""
+    theirs."""
     matrix, scripts = support.matrix, Scripts()
     operation = OPERATIONS.get(row.operation.name) if row.operation.name != _NEEDS_TORCH else None
     questions = {question.id: question for question in operation.probes()} if operation else {}
@@ -124,14 +124,14 @@ def _entries(support: SupportMatrix, row: SupportRow, architecture: Architecture
         outcome, probes = outcomes[number], groups[first, last, number]
         text = _script(questions.get(probes[0].id), architecture.name, versions[first], versions[last], outcome)
         yield OutcomeSpan(outcome, versions[first], versions[last], tuple(probes), len(probes) == len(row.probes),
-                    scripts.add(text) if text else None)
+                          scripts.add(text) if text else None)
 
 
 def _script(question: ProbeSpec | None, architecture: str, first: str, last: str, outcome: CellOutcome) -> str:
-    """Return a script for the newest build that shows it, or nothing. The version becomes part of a program that people
-    run, so that it must look like one."""
-    if question is None or architecture not in ARCHITECTURES or not _shows_something(outcome) or not re.fullmatch(
-        r"[\w.+]+", last):
+    """Return a script for the newest build with this outcome, or an empty string. The version becomes part of a program
+    that people run, so it is validated."""
+    valid = architecture in ARCHITECTURES and re.fullmatch(r"[\w.+]+", last)
+    if question is None or not valid or not _shows_something(outcome):
         return ""
     return script(question, ARCHITECTURES[architecture], last, failure_summary(outcome, first, last))
 

@@ -1,4 +1,4 @@
-"""Which GPU architecture supports which operation and format, since which Triton build."""
+"""The support matrix: operations and formats on GPU architectures, over Triton builds."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _FORMAT_CONFUSED = frozenset({Kind.FNUZ_AS_FN, Kind.FN_AS_FNUZ, Kind.GIBBERISH})
 
 
 def chosen_matrix(results: Path) -> tuple[Matrix, Path, list[BrokenLine]]:
-    """Return the newer of the package's matrix and the results folder's, and its file. A file that holds no matrix is a
-    broken line."""
+    """Return the newer of the package's matrix and the results folder's, and its file. A file without a valid matrix is
+    returned as a broken line."""
     shipped, own = read_matrix(SHIPPED), results / FILE
     if not own.is_file():
         return shipped, SHIPPED, []
@@ -53,40 +53,40 @@ class SupportRow:
     format: str
     probes: tuple[Probe, ...]
     cells: Mapping[str, SupportCell]
-    """By architecture, those that were tested."""
+    """Cells of the tested architectures, by name."""
     page: str
-    """File name, beside the table's."""
+    """File name, in the folder of the table."""
 
 
 @dataclass(frozen=True)
 class Miscompile:
-    """One way in which kernels compile and compute something else, on every architecture that shows it."""
+    """One way in which kernels are miscompiled, on all affected architectures."""
 
     format: str
     kind: Kind | None
     cause: str
     evidence: str
-    """Of one of the cells."""
+    """The evidence of one of the cells."""
     what: tuple[str, ...]
-    """Titles of operations, with their kernels if not all show it: ``decode (bf16)``."""
+    """Titles of operations, with their kernels if not all are affected: ``decode (bf16)``."""
     builds: Mapping[str, frozenset[int]]
     """Indices of builds, by architecture."""
     versions: tuple[str, ...]
-    """Of all builds."""
+    """Versions of all builds."""
     page: str
-    """Of the first of its rows."""
+    """Page of its first row."""
 
     @property
     def lasts(self) -> bool:
-        """Whether the newest build shows it."""
+        """Whether the newest build is affected."""
         return any(len(self.versions) - 1 in at for at in self.builds.values())
 
     def made_by(self, triton: str, architecture: str) -> bool:
-        """Return whether that version of Triton shows it there."""
+        """Return whether that version of Triton is affected on `architecture`."""
         return any(self.versions[at] == triton for at in self.builds.get(architecture, ()))
 
     def message(self, architecture: str = "") -> str:
-        """Return what is wrong, where, and with which builds; on one architecture only if one is given."""
+        """Return the cause, architectures and builds as text, for one `architecture` or all."""
         where = defaultdict(list)
         for name, at in self.builds.items():
             if architecture in ("", name):
@@ -139,7 +139,7 @@ class Gpu:
 
     device: str
     triton: str
-    """Version in the newest records; empty without one."""
+    """Version of Triton in the newest records; may be empty."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class SupportMatrix:
 
     @cached_property
     def miscompiles(self) -> list[Miscompile]:
-        """Confused formats first, then what the newest build still shows, then the most widespread."""
+        """Confused formats first, then those on the newest build, then the most widespread."""
         groups: dict[tuple[str, Kind | None, str], list[_MiscompiledCell]] = defaultdict(list)
         for row in self.rows:
             for probe in row.probes:
@@ -209,7 +209,7 @@ class SupportMatrix:
                           tuple(build.triton for build in self.matrix.builds), seen[0].row.page)
 
     def miscompiles_on(self, architecture: str) -> list[Miscompile]:
-        """Return those on `architecture`, those of the Triton in the report's records first."""
+        """Return the miscompiles on `architecture`, those of the Triton version in the report's records first."""
         triton = self.gpus[architecture].triton
         found = [miscompile for miscompile in self.miscompiles if architecture in miscompile.builds]
         return sorted(found, key=lambda miscompile: not miscompile.made_by(triton, architecture))

@@ -65,7 +65,7 @@ def test_the_chapter_has_a_table_a_build_and_the_rows_over_builds(tmp_path):
     assert [len(chapter.of(name).tensors) for name in (CPU.name, "another")] == [2, 0]
     folder = tmp_path / "site/machines" / CPU.name
     newer = (folder / LATER.stem / "tensors.html").read_text()
-    assert "clone: ok → <b>crash</b>" in newer and "not asked" in newer
+    assert "clone: ok → <b>crash</b>" in newer and "not checked" in newer
     assert HOSTILE not in (folder / BUILD.stem / "tensors.html").read_text()
     history = (folder / "models.html").read_text()
     assert "100 tokens/s" in history and "50.0 tokens/s" in history and "wrong" in history

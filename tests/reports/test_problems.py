@@ -38,7 +38,7 @@ def test_schemes_that_nothing_right_runs_as_fast_as_dense_are_one_problem_with_t
     found = sentences(records)
     [quality] = {record.accuracy.sqnr_db for record in records if record.case.scheme == "e4m3fn-row"}
     assert found[0] == (
-        f"On {sample.CPU.device} dense bf16 is faster than every right implementation of 3 of 4 schemes at M=1 "
+        f"On {sample.CPU.device} dense bf16 is faster than every correct implementation of 3 of 4 schemes at M=1 "
                         f"(closest: b on e4m3fn-row, 0.80× at {quality:.1f} dB SQNR).")
 
 
@@ -47,7 +47,7 @@ def test_a_few_schemes_that_are_slower_than_dense_come_after_what_is_broader() -
     slow = [sample.record(sample.case(name, scheme), speedup=0.5) for name, scheme in (("a", "mxfp4"), ("b", "nvfp4"))]
 
     def minor(records) -> list[bool]:
-        return [one.minor for one in problems.find_problems([sweep(records)]) if "every right" in one.message]
+        return [one.minor for one in problems.find_problems([sweep(records)]) if "every correct" in one.message]
 
     assert minor(slow) == [False] and minor(slow + fast) == [True]
 
@@ -103,13 +103,13 @@ def test_dense_is_no_finding_against_itself() -> None:
     assert sentences([sample.record(sample.case("dense", "bf16"), speedup=0.9)]) == []
 
 
-def test_a_number_above_the_roofline_is_called_a_bug_in_the_number() -> None:
+def test_a_number_above_the_roofline_is_called_a_measurement_error() -> None:
     card = sample.GPU.model_copy(update={"read_gb_per_s": 672.0})
     impossible = sample.record(sample.case("x", "e4m3fn-row"), speedup=3.12, machine=card, flags=(Flag.OVER_ROOFLINE,))
     [said] = sentences([impossible])
     assert re.search(
-        r"shows 10\d\d GB/s on a machine whose memory reads 672 GB/s: a number above the roofline is a bug in the "
-        r"number", said)
+        r"shows 10\d\d GB/s on a machine whose memory reads 672 GB/s: a number above the roofline is a measurement "
+        r"error", said)
 
 
 def test_a_slow_dense_product_is_no_merit_of_the_kernel() -> None:
@@ -170,7 +170,7 @@ def test_the_best_choices_are_faster_than_dense_and_each_more_accurate_than_the_
     assert sweep([sample.record(sample.case("x"), Verdict(status=Status.WRONG))]).choice_message == ""
     wrong_elsewhere = sample.record(sample.case("x", workload="canary.codes", n=64, k=256),
                                     Verdict(status=Status.WRONG))
-    assert "right in all its cases" in sweep([timed("mxfp4", 3.0, 18.8)]).without_choice(16)
+    assert "correct in all its cases" in sweep([timed("mxfp4", 3.0, 18.8)]).without_choice(16)
     assert sweep([sample.record(sample.case("x"), speedup=1.5), wrong_elsewhere]).best_choices(1) == []
 
 
@@ -196,7 +196,7 @@ def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
 
     noisy = timed("x", "mxfp4", 56.9, 0.18, 185.0)
     alone = sweep([noisy])
-    assert alone.best_choices(1) == [] and "1 of 1 are not slower by more than it either" in alone.choice_message
+    assert alone.best_choices(1) == [] and "1 of 1 are not clearly slower either" in alone.choice_message
     assert "dense: no scheme is faster by more than the timing noise" in alone.choice_message
 
     beside = sweep([noisy, timed("y", "mxfp4", 1.5, 1.4, 1.6)])
@@ -207,7 +207,7 @@ def test_a_noisy_timing_ranks_by_no_more_than_it_shows() -> None:
 
     slow = [timed(name, scheme, 0.5, 0.4, 0.6)
             for name, scheme in (("a", "mxfp4"), ("b", "nvfp4"), ("c", "e4m3fn-row"))]
-    every = "dense bf16 is faster than every right implementation of "
+    every = "dense bf16 is faster than every correct implementation of "
     assert any(every + "3 of 3 schemes" in one for one in sentences(slow))
     assert any(every + "2 of 3 schemes" in one for one in sentences([*slow, noisy])), "of mxfp4 it is not certain"
 

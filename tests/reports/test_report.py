@@ -16,7 +16,7 @@ from fpxbench.records.verdict import SEVERITY, SIGNS, Status, Verdict
 from fpxbench.reports.pages import FOLDERS, Pages
 from fpxbench.reports.site import SiteSummary, build_site
 from fpxbench.reports.sweep import problems
-from fpxbench.reports.sweep.case_row import page_name
+from fpxbench.reports.sweep.case_row import page_of_id
 from fpxbench.reports.sweep.dot_plot import dot_plot_of
 from fpxbench.reports.sweep.sweep_table import sweep_of
 
@@ -94,7 +94,7 @@ def test_one_refusal_of_many_schemes_is_one_row() -> None:
 
 def test_every_case_has_a_page_with_its_verdict_and_a_script(site) -> None:
     for record in sample.varied():
-        page = Page((site[0] / SWEEP / page_name(record.case)).read_text())
+        page = Page((site[0] / SWEEP / page_of_id(record.case.id)).read_text())
         assert str(record.verdict.status) in page.text and SIGNS[record.verdict.status] in page.text
         assert f"implementation={record.case.implementation!r}" in page.text
         assert record.case.id in page.text
@@ -209,7 +209,7 @@ def test_a_machines_facts_are_shown_in_words_with_units(tmp_path: Path) -> None:
 
 
 def test_a_page_lies_in_a_folder_from_which_pages_that_are_gone_are_removed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="chapter/page.html lies in none of .*machines, .* add its folder to FOLDERS"):
+    with pytest.raises(ValueError, match="chapter/page.html is in none of .*machines, .* add its folder to FOLDERS"):
         Pages(tmp_path).write("chapter/page.html", lambda: "")
 
 
@@ -267,7 +267,7 @@ def test_nothing_in_a_record_becomes_markup(tmp_path: Path) -> None:
     for path, page in pages_of(tmp_path / "site").items():
         assert "alert(1)" not in "".join(page.loads), path
     assert "<script>alert(1)</script>" in Page(
-        (tmp_path / "site" / SWEEP / page_name(sample.case("x"))).read_text()).text
+        (tmp_path / "site" / SWEEP / page_of_id(sample.case("x").id)).read_text()).text
 
 
 def test_a_script_in_a_log_shows_as_text(site) -> None:
@@ -279,9 +279,9 @@ def test_a_script_in_a_log_shows_as_text(site) -> None:
 
 def test_names_that_are_too_long_or_alike_get_pages_of_their_own() -> None:
     long = sample.case("x" * 80, "y" * 80, "z" * 80)
-    assert len(page_name(long)) < 255
+    assert len(page_of_id(long.id)) < 255
     alike = (sample.case("a__b", "c"), sample.case("a", "b__c"))
-    assert alike[0].slug == alike[1].slug and page_name(alike[0]) != page_name(alike[1])
+    assert alike[0].slug == alike[1].slug and page_of_id(alike[0].id) != page_of_id(alike[1].id)
 
 
 def test_times_that_make_no_sense_are_a_broken_line_and_do_not_stop_the_report(tmp_path: Path) -> None:
@@ -341,11 +341,11 @@ def test_a_page_that_cannot_be_made_gives_the_reason_and_ends_no_other(tmp_path:
     monkeypatch.setattr("fpxbench.reports.pages.dot_plot_of", refuse)
     sample.write(tmp_path / "results", [sample.record(sample.case(name), speedup=2.0) for name in "xyz"])
     summary = build_site(tmp_path / "results", tmp_path / "site")
-    pages = {name: (tmp_path / "site" / SWEEP / page_name(sample.case(name))).read_text() for name in "xyz"}
+    pages = {name: (tmp_path / "site" / SWEEP / page_of_id(sample.case(name).id)).read_text() for name in "xyz"}
     assert ["could not be made" in pages[name] for name in "xyz"] == [False, True, False]
     assert "OverflowError: Numerical result &lt;out&gt; of range" in pages["y"]
     assert summary.troubles == [
-        f"{SWEEP}/{page_name(sample.case('y'))} could not be made: OverflowError: Numerical result <out> of range"]
+        f"{SWEEP}/{page_of_id(sample.case('y').id)} could not be made: OverflowError: Numerical result <out> of range"]
     assert dead_links(tmp_path / "site") == []
 
 

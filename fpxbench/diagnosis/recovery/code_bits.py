@@ -33,7 +33,7 @@ def describe_code_bits(bench: Bench, table: Tensor, tried: Tensor) -> str | None
             if bool(bench.near(table, values)[tried].all()):
                 return text
             left = [bench.fmt.describe_code(code) for code in (tried & ~counted).nonzero().reshape(-1).tolist()]
-            partly = f"{text}; {' and '.join(left)}, which is no number by it, is left aside"
+            partly = f"{text}; {' and '.join(left)}, which is not a number in it, is ignored"
     return partly if found is None else describe_affine(*found)
 
 

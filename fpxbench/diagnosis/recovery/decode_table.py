@@ -193,7 +193,7 @@ def _another_format(bench: Bench, table: Tensor, tried: Tensor) -> tuple[list[Ki
         counted = tried & wanted.isfinite()
         if int(counted.sum()) * 2 < int(tried.sum()) or not bool(bench.near(table, wanted)[counted].all()):
             continue
-        rest = "" if bool(bench.near(table, wanted)[tried].all()) else ", but for its codes that are no numbers"
+        rest = "" if bool(bench.near(table, wanted)[tried].all()) else ", except for its codes that are not numbers"
         return [Kind.FORMAT_MISTAKEN], f"the table is {other.name}'s{rest}: codes are read as another format's"
     reading = describe_code_bits(bench, table, tried)
     return ([Kind.FORMAT_MISTAKEN], reading) if reading is not None else ([], "")

@@ -143,10 +143,10 @@ def _recovered(bench: Bench, code: int, number: float, free: Tensor) -> tuple[Ex
     kinds, message = name_places(bench, found)
     if not bool(wrong.any()) and not kinds:
         return Experiment(name="blocks", right=None, tried=count, message=(
-            f"{int(unknown.sum())} of {int(free.sum())} weights are multiplied by what is no block's scale")), None
+            f"{int(unknown.sum())} of {int(free.sum())} weights meet a factor that is not a block's scale")), None
     differences = _differences(bench, found, own)
     share = f"{int(wrong.sum())} of {int(free.sum())} weights meet another block's scale: " if bool(wrong.any()) else ""
-    lost = f" ({int(unknown.sum())} weights meet what is no block's scale)" if bool(unknown.any()) else ""
+    lost = f" ({int(unknown.sum())} weights meet a factor that is not a block's scale)" if bool(unknown.any()) else ""
     return Experiment(
         name="blocks", right=False, tried=count, kinds=kinds, differences=differences, message=share + message + lost
     ), found
@@ -271,10 +271,11 @@ def _structure(bench: Bench, found: BlockMap, block: Tensor, grid_row: Tensor) -
     rule = mapped.describe()
     n_known, n_moved = int(mapped.known.sum()), int(mapped.moved.sum())
     if 2 * n_known < mapped.known.numel():
-        return [], "most weights meet what is no block's scale"
+        return [], "most weights meet a factor that is not a block's scale"
     if n_moved == 0:
         unknown = int((~mapped.known).sum())
-        return [Kind.SCALE_PADDING_READ], f"{unknown} of {mapped.known.numel()} blocks meet what is no block's scale"
+        return [Kind.SCALE_PADDING_READ], (
+            f"{unknown} of {mapped.known.numel()} blocks meet a factor that is not a block's scale")
     kind = Kind.SCALE_PERMUTED if mapped.injective else Kind.SCALE_SHARED
     if rule is not None:
         return [kind], f"the scale of {rule}"
