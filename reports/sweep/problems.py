@@ -132,8 +132,10 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
         *(_rounding_one_way(group) for group in _grouped(all_cases, _flagged(Flag.DIRECTED_ROUNDING))),
         *(_summing_narrowly(group) for group in _grouped(all_cases, _flagged(Flag.NARROW_ACCUMULATOR))),
         *(_another_rule(group) for group in _grouped(all_cases, _flagged(Flag.UNDECLARED_RULE))),
-        *(_shared(group) for group in _grouped(all_cases, _of_sweep(Flag.SHARED_DEVICE))),
-        *(_throttled(group) for group in _grouped(all_cases, _of_sweep(Flag.THROTTLED))),
+        *(_timed_while(Flag.SHARED_DEVICE, "another process used the GPU", group)
+          for group in _grouped(all_cases, _of_sweep(Flag.SHARED_DEVICE))),
+        *(_timed_while(Flag.THROTTLED, "the device lowered its clocks", group)
+          for group in _grouped(all_cases, _of_sweep(Flag.THROTTLED))),
         *(_noisy(group) for group in _grouped(all_cases, _of_sweep(Flag.NOISY))),
     ]
     return sorted(problems, key=lambda problem: (problem.rank, -len(problem.cases), problem.message))
@@ -343,14 +345,8 @@ def _timings(group: list[SweepCase]) -> str:
     return f"{counted(len(group), 'timing')} of {timed} on {group[0].sweep.machine.device}"
 
 
-def _throttled(group: list[SweepCase]) -> ReportProblem:
-    return _minor(Flag.THROTTLED, group,
-                  f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while the device lowered its clocks")
-
-
-def _shared(group: list[SweepCase]) -> ReportProblem:
-    return _minor(Flag.SHARED_DEVICE, group,
-                  f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while another process used the GPU")
+def _timed_while(flag: Flag, event: str, group: list[SweepCase]) -> ReportProblem:
+    return _minor(flag, group, f"{_timings(group)} {'was' if len(group) == 1 else 'were'} taken while {event}")
 
 
 def _noisy(group: list[SweepCase]) -> ReportProblem:
