@@ -120,9 +120,10 @@ def codes_in(
                     field = np.arange(k) * width % 8
                     bit[:, at + j] = (8 - width - field if neighbours == "high" else field) + j
                 at, start = at + width, start + k_pad * width // 8
-        codes = np.zeros((len(packed), k), np.int64)
+        codes, bit = np.zeros((len(packed), k), np.uint8), bit.astype(np.uint8)
         for j in range(bits):
-            codes |= ((packed[:, byte[:, j]].astype(np.int64) >> bit[:, j]) & 1) << j
+            codes |= (packed[:, byte[:, j]] >> bit[:, j] & 1) << j
+        codes = codes.astype(np.int64)
         if pieces:                      # the upper piece below the lower
             codes = (codes & 0xF) << (bits - 4) | codes >> 4
     if pairs:                           # k ^ 1; beyond the end is padding
