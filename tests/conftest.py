@@ -62,17 +62,20 @@ def pytest_unconfigure(config):
 
 
 LONGEST = [
-    "sweep/test_faulty_impls", "impls/test_triton_aot", "integrations/test_asv", "impls/test_impls",
-    "fleet/test_fleet_cluster", "cases/test_cases", "integrations/test_pytest_plugin", "diagnosis/test_diagnose",
-    "diagnosis/test_confusion", "diagnosis/test_inspect", "targets/test_targets_inductor",
-    "numbers/test_fake_quantize", "targets/test_targets", "test_docs", "builds/test_environments",
-    "impls/test_triton_fused", "impls/test_fragments", "model/test_float_tensor", "sweep/test_parallel",
-    "model/test_generate", "sweep/test_repro", "sweep/test_sweep", "diagnosis/test_no_false_alarm",
-    "checking/test_activation_rules", "builds/test_sync", "numbers/test_tensor_codec", "sweep/test_plan",
-    "numbers/test_packing", "checking/test_accumulator", "casts/test_cast_run",
+    "sweep/test_faulty_impls", "fleet/test_fleet_cluster", "impls/test_impls", "integrations/test_pytest_plugin",
+    "diagnosis/test_diagnose", "sweep/test_parallel", "cases/test_cases", "integrations/test_asv",
+    "diagnosis/test_confusion", "sweep/test_sweep", "impls/test_triton_aot", "impls/test_triton_fused",
+    "numbers/test_fake_quantize", "targets/test_targets", "impls/test_cpu_fused", "impls/test_fragments",
+    "diagnosis/test_activation_faults", "checking/test_activation_rules", "targets/test_targets_inductor",
+    "model/test_float_tensor", "builds/test_environments", "diagnosis/test_inspect", "model/test_generate",
+    "checking/test_accumulator", "diagnosis/test_no_false_alarm", "model/test_encoder_ranking", "sweep/test_repro",
+    "numbers/test_packing", "test_bad_input", "numbers/test_tensor_codec", "casts/test_cast_run",
+    "diagnosis/test_scale_functions", "diagnosis/test_random_maps", "casts/test_conformance", "test_cli",
+    "fleet/test_fleet_parts", "model/test_merged_projections", "checking/test_expert_calls", "model/test_quality",
+    "reports/test_report",
 ]
 """Files of about ten processor seconds and more, longest first. Begun last, one would keep one core busy while the
-others wait."""
+others wait. Those that mostly wait themselves (for a cluster, a time limit, other processes) stand apart."""
 
 
 def pytest_collection_modifyitems(items):

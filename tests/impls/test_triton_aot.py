@@ -64,9 +64,9 @@ def planar_jobs(whole):
 def fragment_jobs(whole):
     """Yield the tiles: on sm_90 those that the main schemes have for a wide layer; on every target those
     that have no stream kernel. Two groups of warps divide K or N of some tiles on sm_90; three, the longest to compile,
-    only if `whole`. Unless `whole`, a main scheme has two of the four M, and a target one scheme, in turn."""
+    only if `whole`. Unless `whole`, a main scheme has one of the four M, and a target one scheme, in turn."""
     for s, (scheme, bits) in enumerate(MAIN.items()):
-        for m in (1, 16, 64, 512) if whole else ((1, 512), (16, 64))[s % 2]:
+        for m in (1, 16, 64, 512) if whole else ((64, 16, 512, 1)[s],):
             yield Job("sm_90", scheme, "bf16", m, pick(m, 28672, 8192, bits, "none", TileDevice(90, stream=True)))
     for overlap, m, stream in (("late", 1, False), ("none", 1, False), ("early", 16, False), ("late", 32, True)):
         tile = pick(m, 28672, 8192, 8, "none", TileDevice(90, stream))

@@ -345,7 +345,7 @@ def nightlies(tmp_path_factory):
 
 def planted_only(folder):
     return offline(folder) | {"FPX_IMPLEMENTATION": "planted", "FPX_SCHEME": "e4m3fn-row",
-                              "FPX_WORKLOAD": "canary.codes/m1"}
+                              "FPX_WORKLOAD": "canary.codes/m1", "FPX_TIMING_BUDGET_S": "0"}
 
 
 def status_of(folder, key):
@@ -447,7 +447,7 @@ def test_variant_parts_and_channel_may_stand_in_the_matrix(tmp_path, monkeypatch
 def test_ctrl_c_ends_the_run_and_keeps_what_was_measured(folder, tmp_path):
     master, slave = pty.openpty()
     variables = environment(folder, FPX_IMPLEMENTATION="dense,slow", FPX_WORKLOAD="canary.codes/m1",
-                            FPX_RESULTS=str(tmp_path), TERM="xterm", COLUMNS="200")
+                            FPX_RESULTS=str(tmp_path), FPX_TIMING_BUDGET_S="0", TERM="xterm", COLUMNS="200")
     process = subprocess.Popen([sys.executable, "-m", "asv", "run", "HEAD", "--bench", "^matmul"], cwd=folder,
                                env=variables, stdin=slave, stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
