@@ -1,12 +1,15 @@
 """The table of tiles, the user's own before the shipped one, and how the stream kernel divides its work."""
 
 import json
+import subprocess
+import sys
 import types
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
+from places import CHECKOUT
 
 from fpxbench.implementation import discover
 
@@ -124,6 +127,12 @@ def test_every_candidate_fits_its_device_and_covers_what_the_shipped_table_has()
     for scaling, device in (("fp32", H200), ("none", TileDevice(80))):
         assert all(isinstance(tile, Tile) for m in (1, 16, 64, 4096)
                    for tile in _tuning.candidates(m, 8, scaling, device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_layers_are_tuned_on_a_gpu_only():
+    run = subprocess.run([sys.executable, CHECKOUT / "tools/tune_layers.py"], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (1, "no GPU here that the fragment kernels run on\n")
 
 
 def test_tuning_remembers_the_fastest_tile(own, monkeypatch):

@@ -162,6 +162,18 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
         assert facts["shared_bytes"] <= job.config.shared_bytes, job
 
 
+def test_for_few_tokens_the_weight_is_the_left_operand_which_has_twice_as_many_rows(compiled):
+    """An instruction multiplies 16 weights of a thread instead of 8."""
+    seen = set()
+    for job, facts in only(compiled, Tile, "sm_90").items():
+        tile = job.config
+        left = tile.block_m == 8 and tile.groups > 1
+        weights = 32 * tile.groups * tile.depth * max(1, tile.block_m // 16)
+        assert facts["loop_products"] == weights // (16 if left else 8), (job, facts)
+        seen.add(left)
+    assert seen == {True, False}
+
+
 def test_a_kernel_that_may_begin_early_waits_before_it_reads_or_writes_memory(compiled):
     """From sm_90 on. All warps wait, and let the next kernel begin before or after the products. Where the kernel
     that orders x is all that is waited for, only x is not read before."""
