@@ -163,13 +163,13 @@ def test_fragments_meet_matrix_instructions_without_passing_between_threads(comp
 
 
 def test_for_few_tokens_the_weight_is_the_left_operand_which_has_twice_as_many_rows(compiled):
-    """An instruction multiplies 16 weights of a thread instead of 8."""
+    """An instruction multiplies 8 weights of a thread instead of 4."""
     seen = set()
     for job, facts in only(compiled, Tile, "sm_90").items():
         tile = job.config
-        left = tile.block_m == 8 and tile.groups > 1
+        left = tile.block_m == 8 and tile.groups > 1 and job.scheme != "e2m1-g32"      # which has fp32 block scales
         weights = 32 * tile.groups * tile.depth * max(1, tile.block_m // 16)
-        assert facts["loop_products"] == weights // (16 if left else 8), (job, facts)
+        assert facts["loop_products"] == weights // (8 if left else 4), (job, facts)
         seen.add(left)
     assert seen == {True, False}
 
