@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fpxbench.numbers.rounding import Rounding
 from fpxbench.numbers.scaling import Scales, scaling_named
-from fpxbench.numbers.scheme import Scheme, scheme_named
+from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.tensor_codec import decode, encode
 
 NUDGE = 2.0**-20
@@ -38,36 +38,35 @@ class ActivationRule:
 
     def values(self, x: Tensor) -> Tensor:
         """Return the quantized values of `x` [M, K], float64 [M, K]."""
-        return self._values(x, scheme_named(self.scheme), 1.0, (1.0,))[0] if x.numel() else x.double()
+        return self._rounded(*self._scaled(x)) if x.numel() else x.double()
 
     def quantized(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the quantized values of `x` [M, K] and the permitted deviation of each, both float64 [M, K].
 
         The deviation is 0 except where fp32 rounding can move a value across a boundary between two codes.
         """
+        middle = self.values(x)
         if x.numel() == 0:
-            return x.double(), x.double()
-        scheme, middle = scheme_named(self.scheme), self.values(x)
-        slack = torch.zeros_like(middle)
-        for scale_nudge in (1 - NUDGE, 1 + NUDGE):
-            for values in self._values(x, scheme, scale_nudge, (1 - NUDGE, 1 + NUDGE)):
-                other = (values - middle).abs()
-                # The nudge of the scale alone moves every value by NUDGE: no code changed.
-                other = torch.where(other > 4 * NUDGE * middle.abs(), other * (1 + 4 * NUDGE), 0.0)
-                slack = torch.maximum(slack, other)
-        return middle, slack
+            return middle, middle
+        nudged = [(quotients * nudge, factors)
+                  for quotients, factors in (self._scaled(x, 1 - NUDGE), self._scaled(x, 1 + NUDGE))
+                  for nudge in (1 - NUDGE, 1 + NUDGE)]
+        others = (self._rounded(*map(torch.stack, zip(*nudged, strict=True))) - middle).abs()
+        # The nudge of the scale alone moves every value by NUDGE: no code changed.
+        return middle, torch.where(others > 4 * NUDGE * middle.abs(), others * (1 + 4 * NUDGE), 0.0).amax(dim=0)
 
-    def _values(self, x: Tensor, scheme: Scheme, scale_nudge: float, nudges: tuple[float, ...]) -> list[Tensor]:
-        """Return the quantized values [M, K] for each of `nudges`, a factor on the quotient x / scale; `scale_nudge` is
-        a factor on the numbers that the scales are computed from."""
-        given = x.float()
+    def _scaled(self, x: Tensor, nudge: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return `x` [M, K] divided by its scales, fp32 [M, K], and what its codes are multiplied by, of that shape or
+        [1, 1]; `nudge` is a factor on the numbers that the scales are computed from."""
+        scheme, given = scheme_named(self.scheme), x.float()
         if self.scale is not None:
-            scales = Scales(torch.full((1, 1), self.scale, device=x.device))
-        else:
-            scales = scheme.scaling.choose(given * scale_nudge, scheme.format)
-        scaling = scheme.scaling if self.scale is None else scaling_named("tensor")
-        quotients = scaling.divide(given, scales)
-        codes = encode(torch.stack([quotients * nudge for nudge in nudges]), scheme.format, self.rounding)
-        if self.scale is not None:
-            return [decode(each, scheme.format).double() * self.scale for each in codes]
-        return [scheme.dequantize(each, scales).double() for each in codes]
+            fixed = torch.full((1, 1), self.scale, dtype=torch.float64, device=x.device)
+            return scaling_named("tensor").divide(given, Scales(fixed.float())), fixed
+        scaling = scheme.scaling
+        scales = scaling.choose(given * nudge, scheme.format)
+        return scaling.divide(given, scales), scaling.spread(scaling.factors(scales), *x.shape)
+
+    def _rounded(self, quotients: Tensor, factors: Tensor) -> Tensor:
+        """Return the values of the codes that `quotients` are rounded to, times `factors`, float64."""
+        fmt = scheme_named(self.scheme).format
+        return (decode(encode(quotients, fmt, self.rounding), fmt) * factors).double()
