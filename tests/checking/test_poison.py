@@ -93,6 +93,11 @@ def test_where_nothing_was_compiled_asking_why_an_output_is_wrong_imports_no_com
     assert len(disabled) == 1
 
 
+def filled() -> bool:
+    """Return whether `filled_allocations` is in use. Freed memory may hold its pattern afterwards."""
+    return torch._C._len_torch_dispatch_stack() > 0
+
+
 def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> None:
     x, w = torch.randn(3, 40).bfloat16(), torch.randn(5, 40)
     expected = matmul_reference(x, w, quantized=True)
@@ -100,7 +105,7 @@ def test_padding_that_holds_what_the_call_left_there_is_unwritten_memory() -> No
     def again(pattern: int) -> Output:
         garbage = torch.full((3, 64), 7.0)
         padded = torch.empty(3, 64)
-        if not bool((padded.view(torch.uint8)[0, 0] == pattern).all()):     # what lay there before, not the pattern
+        if not filled():
             padded = garbage
         padded[:, :40] = x
         y = (padded.nan_to_num(0.0) @ torch.nn.functional.pad(w, (0, 24), value=1.0).T).bfloat16()
@@ -118,7 +123,7 @@ def test_outputs_that_hold_what_the_call_left_there_were_never_written() -> None
 
     def again(pattern: int) -> Output:
         y = torch.empty(3, 5, dtype=torch.bfloat16)
-        if not bool((y.view(torch.uint8) == pattern).all()):
+        if not filled():
             y.fill_(7.0)
         y[:2] = (x.float() @ w.T)[:2].bfloat16()
         return Output(y, y)
