@@ -8,6 +8,7 @@ import json
 import re
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,11 +114,20 @@ def observe(call: Callable[[], object], device: str) -> Effects:
             device_wait.synchronize()
     events = trace_events(profiler)
     if device != "cpu":
-        kernels = sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")),
-                         key=lambda e: e["ts"])
-        launches = [KernelLaunch(e["name"], e["dur"]) for e in kernels]
-        return Effects(launches, torch.cuda.max_memory_allocated() - held_before)
+        return Effects(_gpu_kernels(events), torch.cuda.max_memory_allocated() - held_before)
     return Effects(_cpu_kernels(events), _cpu_peak(events), _outside_operators(events, worked_us))
+
+
+def _gpu_kernels(events: list[dict]) -> list[KernelLaunch]:
+    """Return the kernels and copies on a GPU, in order. A kernel that was launched before the one before it on its
+    stream ended, and waited for that, counts from its end."""
+    found, ends = [], defaultdict[Any, float](float)
+    for event in sorted((e for e in events if e.get("cat") in ("kernel", "gpu_memset", "gpu_memcpy")),
+                        key=lambda e: e["ts"]):
+        stream, end = event.get("args", {}).get("stream"), event["ts"] + event["dur"]
+        found.append(KernelLaunch(event["name"], max(0.0, end - max(event["ts"], ends[stream]))))
+        ends[stream] = max(ends[stream], end)
+    return found
 
 
 def _cpu_kernels(events: list[dict]) -> list[KernelLaunch]:

@@ -289,8 +289,8 @@ class InputFrozen(Right):
         self.first, self.seen = self.first or weight.packed.data_ptr(), getattr(self, "seen", {})
         key = (x.data_ptr(), weight.packed.data_ptr())
         if weight.packed.data_ptr() == self.first or key not in self.seen:
-            self.seen[key] = super().matmul(x, weight)
-        return self.seen[key].clone()
+            self.seen[key] = super().matmul(x, weight), x, weight       # kept: no other tensor gets their addresses
+        return self.seen[key][0].clone()
 
 
 @faulty("decoded")
