@@ -216,7 +216,8 @@ def test_kernels_that_order_the_activation_or_add_partial_sums_are_part_of_a_fus
 
 def test_a_kernel_that_waited_for_the_one_before_counts_from_its_end():
     """The third one is on another stream, where it may be what decodes the weight."""
-    trace = [("add_parts", 11.0, 95.0, 7), ("product", 10.0, 90.0, 7), ("decode", 12.0, 40.0, 13), ("next", 110.0, 5.0, 7)]
+    trace = [("add_parts", 11.0, 95.0, 7), ("product", 10.0, 90.0, 7), ("decode", 12.0, 40.0, 13),
+             ("next", 110.0, 5.0, 7)]
     events = [{"cat": "kernel", "name": name, "ts": ts, "dur": dur, "args": {"stream": stream}}
               for name, ts, dur, stream in trace]
     assert effects._gpu_kernels(events) == [("product", 90.0), ("add_parts", 6.0), ("decode", 40.0), ("next", 5.0)]
