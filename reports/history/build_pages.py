@@ -158,10 +158,13 @@ class BuildPages:
             if known is not None:
                 known.measured.append(one.measurement)
                 known.compared |= one.compared
+        # A build that cannot be on the timeline has no page.
         for group in groups:
-            self._pages[group.first.since_key].groups.append(group)
+            if group.first.since_key in self._pages:
+                self._pages[group.first.since_key].groups.append(group)
         for move in moves:
-            self._pages[move.first.key].moves.append(move)
+            if move.first.key in self._pages:
+                self._pages[move.first.key].moves.append(move)
 
     def add_casts(self, casts: CastSweep, changes: CastChanges | None) -> None:
         page = self._page(casts.build)
