@@ -180,7 +180,7 @@ def test_of_a_trained_model_fp4_is_honest_and_fn_read_as_fnuz_is_gibberish(tmp_p
     name = register_reader("smol_fn_as_fnuz", fault.how)
     settings = GenerateSettings(model="smollm2", device="cpu", schemes=["mxfp4"], new_tokens=4, text_tokens=64)
     prepared = generate_measurement.prepare(settings, tmp_path)
-    assert "4 bits before" in prepared.model.note
+    assert "already quantized to 4 bits" in prepared.model.note
 
     def row(scheme, implementation):
         return generate_measurement.measure(RowRequest(settings=settings, prepared=prepared, work=tmp_path, machine=CPU,
