@@ -4,6 +4,7 @@ among it.
 
 import itertools
 import random
+from collections import defaultdict
 
 import pytest
 from places import CHECKOUT
@@ -18,7 +19,6 @@ from fpxbench.targets.operations import probes_like
 from fpxbench.targets.triton_builds import find_triton
 
 FILE = CHECKOUT / "reports" / "targets" / "targets.json"
-SAMPLE = 16
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_every_row_has_a_history_as_text(matrix):
 
 
 def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path, monkeypatch):
-    """A sample of cells, other ones each time."""
+    """A cell of each cause, another one each time."""
     triton = pytest.importorskip("triton")
     position = next((at for at, build in enumerate(matrix.builds) if build.triton == triton.__version__), None)
     if position is None:
@@ -92,8 +92,11 @@ def test_the_installed_triton_still_matches_the_shipped_matrix(matrix, tmp_path,
     # triton_fused belongs to this checkout, inductor to PyTorch: a change of theirs is no change of Triton's.
     questions = [q for q in probes_like([]) if q.operation not in ("triton_fused", "inductor")]
     written = {probe.id: probe for probe in matrix.probes}
-    cells = random.Random(seed).sample([(q, a) for q in questions if q.id in written for a in ARCHITECTURES.values()],
-                                       SAMPLE)
+    by_cause = defaultdict(list)
+    for question, architecture in itertools.product([q for q in questions if q.id in written], ARCHITECTURES.values()):
+        outcome = matrix.outcome_of(written[question.id], architecture.name, position)
+        by_cause[outcome.status, outcome.kind, outcome.cause].append((question, architecture))
+    cells = list(map(random.Random(seed).choice, by_cause.values()))
     # A wrong decode makes products wrong that use the same instruction.
     decodes = [(q, a) for q, a in itertools.product(questions, ARCHITECTURES.values()) if q.operation == "decode"
                and any((q.format, a) == (other.format, there) for other,
