@@ -218,7 +218,7 @@ class Timing(RecordPart):
     """baseline_us / median_us."""
     speedup_ci95: tuple[Positive, Positive] | None = None
     method: Annotated[int, Field(ge=1, le=1_000)] = 1
-    """A number for how it was timed. Times by different methods are not compared."""
+    """The number of the timing method. A change between different methods is attributed to the suite."""
 
 
 class DeviceState(RecordPart):
