@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fpxbench.impls import _triton_modules
 from fpxbench.impls._fragment_weight import INT32, FragmentOperands, constants
-from fpxbench.impls._tiles import StreamTile, Tile, TileDevice
+from fpxbench.impls._tiles import AnyTile, StreamTile, Tile, TileDevice
 from fpxbench.numbers.packing.fragment import TILE_K, TILE_N
 
 LEAST_DEPENDENT = 90
@@ -39,7 +39,7 @@ def has_stream(arch: int) -> bool:
     return tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 6)
 
 
-def matmul(x: Tensor, weight: FragmentOperands, tile: Tile | StreamTile, out: Tensor, device: TileDevice) -> None:
+def matmul(x: Tensor, weight: FragmentOperands, tile: AnyTile, out: Tensor, device: TileDevice) -> None:
     """Write x [M, K] @ weight.T to `out` [M, N]. x is bf16 or fp16 with contiguous rows, which may lie anywhere."""
     k_pad = -(-x.shape[1] // (TILE_K * 32)) * (TILE_K * 32)
     most = min(MOST_ROWS, max(1, INT32 // max(k_pad, x.stride(0)) - 256))     # offsets into x are 32 bits

@@ -17,23 +17,27 @@ import triton.language as tl
 
 @triton.jit
 def _load_four(pointers):
-    """Load four words from each address, past the L1 cache, which is left to x."""
+    """Load four words from each address, past the L1 cache, which is left to x.
+
+    No load is a non-coherent one: the assembler would be free to move it before the wait for the kernel that writes
+    what is loaded, or far behind a wait that it precedes.
+    """
     return tl.inline_asm_elementwise(
-        "ld.global.nc.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l",
+        "ld.global.L1::no_allocate.L2::128B.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l",
         [pointers.to(tl.int64)], dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1)
 
 
 @triton.jit
 def _load_two(pointers):
     return tl.inline_asm_elementwise(
-        "ld.global.nc.L1::no_allocate.L2::128B.v2.b32 {$0, $1}, [$2];", "=r,=r,l", [pointers.to(tl.int64)],
+        "ld.global.L1::no_allocate.L2::128B.v2.b32 {$0, $1}, [$2];", "=r,=r,l", [pointers.to(tl.int64)],
         dtype=(tl.uint32, tl.uint32), is_pure=True, pack=1)
 
 
 @triton.jit
 def _load_one(pointers):
     return tl.inline_asm_elementwise(
-        "ld.global.nc.L1::no_allocate.L2::64B.b32 $0, [$1];", "=r,l", [pointers.to(tl.int64)],
+        "ld.global.L1::no_allocate.L2::64B.b32 $0, [$1];", "=r,l", [pointers.to(tl.int64)],
         dtype=tl.uint32, is_pure=True, pack=1)
 
 
@@ -58,10 +62,24 @@ def _load_x(pointers, PTX: tl.constexpr):
     """Load eight 16-bit numbers from each address, as four words; kept in the L1 cache."""
     if PTX:
         return tl.inline_asm_elementwise(
-            "ld.global.nc.L1::evict_last.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [pointers.to(tl.int64)],
+            "ld.global.L1::evict_last.v4.b32 {$0, $1, $2, $3}, [$4];", "=r,=r,=r,=r,l", [pointers.to(tl.int64)],
             dtype=(tl.uint32, tl.uint32, tl.uint32, tl.uint32), is_pure=True, pack=1)
     else:
         return _load_words(pointers.to(tl.pointer_type(tl.int32), bitcast=True), 4, PTX)
+
+
+@triton.jit
+def _load_x_tile(x_pointers, zeros, k_tile, along_k, K_TILES, STEP, OF_TILE, BLOCK_M: tl.constexpr, W: tl.constexpr,
+                 ORDERED: tl.constexpr, TAIL: tl.constexpr, PTX: tl.constexpr):
+    """Return the activation's words for 128 columns: four tuples, one for each 32 columns, as `_load_x` returns them.
+    OF_TILE elements lie between tiles, STEP between those four."""
+    at = x_pointers + k_tile * OF_TILE
+    if TAIL:
+        lane = tl.arange(0, 4)[:, None, None, None]
+        at = tl.where(k_tile + along_k < K_TILES, at, zeros + lane * 8)
+    if BLOCK_M == 8:
+        at = tl.reshape(at, [4, 8, W])
+    return (_load_x(at, PTX), _load_x(at + STEP, PTX), _load_x(at + 2 * STEP, PTX), _load_x(at + 3 * STEP, PTX))
 
 
 @triton.jit
@@ -69,21 +87,31 @@ def _load_tiles(packed, scales, tiles, BITS: tl.constexpr, SCALED: tl.constexpr,
                 PTX: tl.constexpr):
     """Return the words of tiles [1, W, G], a tuple of BITS uint32 [32, W, G]; and one of scale codes if SCALED."""
     lane = tl.arange(0, 32)[:, None, None]
-    words = packed + tiles * (BITS * 32)
+    words = tiles * (BITS * 32)         # added last: the rest of the address is the same for every tile
     loaded = ()
+    if BITS & 12:
+        loaded = loaded + _load_words(packed + lane * 4 + words, 4, PTX)
     if BITS == 8:
-        loaded = _load_words(words + lane * 4, 4, PTX) + _load_words(words + (128 + lane * 4), 4, PTX)
-    else:
-        if BITS & 4:
-            loaded = loaded + _load_words(words + lane * 4, 4, PTX)
-        if BITS & 2:
-            loaded = loaded + _load_words(words + ((BITS & 4) * 32 + lane * 2), 2, PTX)
-        if BITS & 1:
-            loaded = loaded + _load_words(words + ((BITS & 6) * 32 + lane), 1, PTX)
+        loaded = loaded + _load_words(packed + (128 + lane * 4) + words, 4, PTX)
+    if BITS & 2:
+        loaded = loaded + _load_words(packed + ((BITS & 4) * 32 + lane * 2) + words, 2, PTX)
+    if BITS & 1:
+        loaded = loaded + _load_words(packed + ((BITS & 6) * 32 + lane) + words, 1, PTX)
     if SCALED:
         row = lane // 4 * HALVES + lane % 4 * HALVES // 4
-        loaded = loaded + _load_words(scales + (tiles * (8 * HALVES) + row), 1, PTX)
+        loaded = loaded + _load_words(scales + row + tiles * (8 * HALVES), 1, PTX)
     return loaded
+
+
+@triton.jit
+def _factor(scale_codes, J: tl.constexpr, SCALE_MUL: tl.constexpr, SCALE_ADD: tl.constexpr, PTX: tl.constexpr):
+    """Return the 16-bit float, in both halves of a uint32, of byte J of words of scale codes."""
+    if PTX:     # the byte, twice, by one instruction
+        byte = tl.inline_asm_elementwise(f"prmt.b32 $0, $1, 0, 0x4{J}4{J};", "=r,r", [scale_codes], dtype=tl.uint32,
+                                         is_pure=True, pack=1)
+        return byte * (SCALE_MUL & 0xFFFF) + SCALE_ADD
+    else:
+        return ((scale_codes >> (8 * J)) & 0xFF) * SCALE_MUL + SCALE_ADD
 
 
 @triton.jit
@@ -197,12 +225,13 @@ def _eight(w0, w1, w2, w3, BF16: tl.constexpr, PTX: tl.constexpr):
 
 
 @triton.jit
-def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """Return the same columns of x, in the same order: [W, BLOCK_M or 16, 32]. Pointers [4, 8, W, BLOCK_M / 8]."""
+def _activations(words, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
+    """Return the same columns of x, in the same order: [W, BLOCK_M or 16, 32]. Four words [4, 8, W, BLOCK_M / 8], or
+    [4, 8, W]."""
+    w0, w1, w2, w3 = words
     if BLOCK_M == 8:
         # The results of rows 8 to 15 are discarded, so their registers may hold anything: for the first instruction the
         # words that are there already, for the second nothing at all. That saves two moves in three.
-        w0, w1, w2, w3 = _load_x(tl.reshape(pointers, [4, 8, W]), PTX)
         if PTX:
             anything = tl.inline_asm_elementwise("", "=r,r", [w0], dtype=tl.uint32, is_pure=True, pack=1)
         else:
@@ -213,25 +242,24 @@ def _activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.cons
         activation = tl.join(_half(lanes, 0, BF16, PTX), _half(lanes, 1, BF16, PTX))
         activation = tl.permute(activation, [2, 5, 1, 4, 0, 3, 6])
     else:
-        w0, w1, w2, w3 = _load_x(pointers, PTX)
         activation = _eight(w0, w1, w2, w3, BF16, PTX)
         activation = tl.permute(activation, [2, 3, 1, 5, 0, 4, 6])      # W, rows of 8, row, w high, lane, w low, half
     return tl.reshape(activation, [W, BLOCK_M if BLOCK_M > 8 else 16, 32])
 
 
 @triton.jit
-def _right_activations(pointers, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
+def _right_activations(words, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
     """Return the same columns of 8 rows of x as the right operand: [W, 32, 8]. Each instruction takes two neighbouring
     words, which lie as they were loaded."""
-    w0, w1, w2, w3 = _load_x(tl.reshape(pointers, [4, 8, W]), PTX)
+    w0, w1, w2, w3 = words
     activation = tl.permute(_eight(w0, w1, w2, w3, BF16, PTX), [2, 3, 0, 4, 5, 1])  # W, w low, lane, w high, half, row
     return tl.reshape(activation, [W, 32, 8])
 
 
 @triton.jit
-def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
-    """Return the same from x as `order_kernel` left it: pointers [4, 8, W, BLOCK_M / 16, 2]."""
-    w0, w1, w2, w3 = _load_x(pointers, PTX)
+def _ordered_activations(words, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl.constexpr, PTX: tl.constexpr):
+    """Return the same from x as `order_kernel` left it: words [4, 8, W, BLOCK_M / 16, 2]."""
+    w0, w1, w2, w3 = words
     # W, block of 16, row's high bit, row, w high, lane, w low, half
     activation = tl.permute(_eight(w0, w1, w2, w3, BF16, PTX), [2, 3, 5, 1, 6, 0, 4, 7])
     return tl.reshape(activation, [W, BLOCK_M, 32])
@@ -240,7 +268,8 @@ def _ordered_activations(pointers, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16:
 @triton.jit
 def _launch_dependents():
     """Let the next kernel begin once all programs have called this, if it was launched as a dependent. It still waits
-    for this one to end."""
+    for this one to end. Called after the wait for the kernels before, so that no kernel begins while more than one
+    before it runs: PyTorch's compiled kernels wait only for the one before if they can."""
     tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
                               pack=1)
 
@@ -260,8 +289,8 @@ def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS, DEPENDENT: tl.constexpr):
     and lets the next one begin before it has ended.
     """
     if DEPENDENT:
-        _launch_dependents()
         x += _wait_for_kernels_before()
+        _launch_dependents()
     index = tl.arange(0, 2048)
     half, row_high, w_high, lane, w_low, j = (
         index & 1, (index >> 1) & 1, (index >> 2) & 1, (index >> 3) & 31, (index >> 8) & 1, index >> 9)
@@ -275,7 +304,7 @@ def order_kernel(x, ordered, M, K, X_STRIDE, M_BLOCKS, DEPENDENT: tl.constexpr):
 @triton.jit
 def _load_single_pair(pointers):
     return tl.inline_asm_elementwise(
-        "ld.global.nc.v2.f32 {$0, $1}, [$2];", "=f,=f,l", [pointers.to(tl.int64)], dtype=(tl.float32, tl.float32),
+        "ld.global.v2.f32 {$0, $1}, [$2];", "=f,=f,l", [pointers.to(tl.int64)], dtype=(tl.float32, tl.float32),
         is_pure=True, pack=1)
 
 
@@ -321,13 +350,12 @@ def fragment_kernel(
     ROWS: tl.constexpr = BLOCK_M if BLOCK_M > 8 else 16
     SCALED: tl.constexpr = SCALES == "codes"
     if OVERLAP == "early" or OVERLAP == "late":
-        if OVERLAP == "early":
-            _launch_dependents()
         zero = _wait_for_kernels_before()
         x += zero
         packed += zero
         scales += zero
         row_scale += zero
+    tl.assume(K_TILES > 0)
     W: tl.constexpr = WN * WK       # warp w: columns w // WK, tiles of K w % WK
     warp = tl.arange(0, W)[:, None]
     first_tile = (tl.program_id(0) * WN + warp // WK) * G + tl.arange(0, G)[None, :]
@@ -351,39 +379,64 @@ def fragment_kernel(
     else:
         sums = tl.full([W, ROWS, 8 * G], 0.0, tl.float32)
     nothing = sums
-    ahead = (_load_tiles(packed, scales, n_tile + tl.minimum(warp_k, K_TILES - 1), BITS, SCALED, HALVES, PTX),)
-    for d in tl.static_range(1, DEPTH):
-        tiles = n_tile + tl.minimum(d * WK + warp_k, K_TILES - 1)
-        ahead = ahead + (_load_tiles(packed, scales, tiles, BITS, SCALED, HALVES, PTX),)
+    last = n_tile + (K_TILES - 1)       # loaded again past the end
+    following = n_tile + warp_k
+    ahead = (_load_tiles(packed, scales, tl.minimum(following, last), BITS, SCALED, HALVES, PTX),)
+    for _ in tl.static_range(1, DEPTH):
+        following += WK
+        ahead = ahead + (_load_tiles(packed, scales, tl.minimum(following, last), BITS, SCALED, HALVES, PTX),)
     if OVERLAP == "x":
         x_pointers += _wait_for_kernels_before()
+    if OVERLAP == "early":
+        _launch_dependents()
+    n = (tl.program_id(0) * WN + tl.arange(0, WN)[:, None]) * (8 * G) + tl.arange(0, 8 * G)[None, :]
+    if LEFT:
+        n = n[:, :, None]
+    else:
+        n = n[:, None, :]
+    of_rows = tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)    # now: at the end nothing would hide its latency
+    # Loads of x that the loop carries come with those of the weight; others come just before they are needed, and each
+    # would wait for the L2 cache. More rows of x are too many registers.
+    X_AHEAD: tl.constexpr = BLOCK_M <= 16
+    step = X_STRIDE * 512 if ORDERED else 32
+    of_tile = X_STRIDE * 2048 if ORDERED else 128
+    if X_AHEAD:
+        x_ahead = (_load_x_tile(x_pointers, zeros, 0, along_k, K_TILES, step, of_tile, BLOCK_M, W, ORDERED, TAIL, PTX),)
+        for d in tl.static_range(1, DEPTH):
+            x_ahead = x_ahead + (_load_x_tile(x_pointers, zeros, d * WK, along_k, K_TILES, step, of_tile, BLOCK_M, W,
+                                              ORDERED, TAIL, PTX),)
     for first in range(0, K_TILES, WK * DEPTH):
         new = ()
+        new_x = ()
+        next_first = first + WK * DEPTH
+        if not TAIL:
+            next_first = tl.where(next_first < K_TILES, next_first, 0)      # read again past the end
         for d in tl.static_range(DEPTH):
             k_tile = first + d * WK
             words = ahead[d]
+            following += WK
+            new = new + (_load_tiles(packed, scales, tl.minimum(following, last), BITS, SCALED, HALVES, PTX),)
             factor = words[0] * 0 + FACTOR
             if SCALED:
                 scale_codes = words[BITS]
-            tiles = n_tile + tl.minimum(k_tile + WK * DEPTH + warp_k, K_TILES - 1)
-            new = new + (_load_tiles(packed, scales, tiles, BITS, SCALED, HALVES, PTX),)
+            if X_AHEAD:
+                of_x = x_ahead[d]
+                new_x = new_x + (_load_x_tile(x_pointers, zeros, next_first + d * WK, along_k, K_TILES, step, of_tile,
+                                              BLOCK_M, W, ORDERED, TAIL, PTX),)
+            else:
+                of_x = _load_x_tile(x_pointers, zeros, k_tile, along_k, K_TILES, step, of_tile, BLOCK_M, W, ORDERED,
+                                    TAIL, PTX)
             if SCALES == "fp32":
                 part = nothing
-            if ORDERED:
-                at = x_pointers + k_tile * (X_STRIDE * 2048)
-            else:
-                at = x_pointers + k_tile * 128
-                if TAIL:
-                    at = tl.where(k_tile + along_k < K_TILES, at, zeros + lane * 8)
             for j in tl.static_range(4):
                 if SCALED:
-                    factor = ((scale_codes >> (8 * j)) & 0xFF) * SCALE_MUL + SCALE_ADD
+                    factor = _factor(scale_codes, j, SCALE_MUL, SCALE_ADD, PTX)
                 if ORDERED:
-                    activation = _ordered_activations(at + j * (X_STRIDE * 512), BLOCK_M, W, BF16, PTX)
+                    activation = _ordered_activations(of_x[j], BLOCK_M, W, BF16, PTX)
                 elif LEFT:
-                    activation = _right_activations(at + j * 32, W, BF16, PTX)
+                    activation = _right_activations(of_x[j], W, BF16, PTX)
                 else:
-                    activation = _activations(at + j * 32, BLOCK_M, W, BF16, PTX)
+                    activation = _activations(of_x[j], BLOCK_M, W, BF16, PTX)
                 weight = _weights(words, factor, j, MOVES, FIRST, INT, SCALED, BF16, PTX, G, W, LEFT)
                 if LEFT:
                     sums = tl.dot(weight, activation, sums, input_precision="ieee")
@@ -397,20 +450,21 @@ def fragment_kernel(
                 else:
                     sums = tl.dot(activation, weight, sums, input_precision="ieee")
         ahead = new
+        if X_AHEAD:
+            x_ahead = new_x
     if OVERLAP == "late":
         _launch_dependents()
 
-    n = (tl.program_id(0) * WN + tl.arange(0, WN)[:, None]) * (8 * G) + tl.arange(0, 8 * G)[None, :]
     m = tl.program_id(1) * BLOCK_M + tl.arange(0, 8 if LEFT else ROWS)
     if LEFT:
-        n, m = n[:, :, None], m[None, None, :]
+        m = m[None, None, :]
     else:
-        n, m = n[:, None, :], m[None, :, None]
+        m = m[None, :, None]
     if WK == 1:
         total = sums
     else:
         total = tl.reduce(tl.reshape(sums, [WN, WK, sums.shape[1], sums.shape[2]]), 1, tl.standard._sum_combine)
-    total = total * tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
+    total = total * of_rows
     mask = (n < N) & (m < M)
     if BLOCK_M == 8 and not LEFT:
         mask = mask & (tl.arange(0, ROWS) < 8)[None, :, None]

@@ -186,6 +186,8 @@ def _copy(sources, places, counts, BITS: gl.constexpr, SCALED: gl.constexpr, HAL
     PROGRAMS, SHARING, FULL, REST, K_TILES, M_BLOCKS, N_BLOCKS = counts
     if OVERLAP != "none":
         _wait_for_kernels_before()
+    if OVERLAP != "late":
+        _launch_dependents()
     T: gl.constexpr = BLOCK_N // 8
     BYTES: gl.constexpr = BLOCK_M * 256 + T * 128 * BITS + (T * 32 * HALVES if SCALED else 0)
     count = 0
@@ -363,8 +365,6 @@ def stream_kernel(
     SCALED: gl.constexpr = SCALES == "codes"
     T: gl.constexpr = BLOCK_N // 8
     DTYPE: gl.constexpr = gl.bfloat16 if BF16 else gl.float16
-    if OVERLAP != "late":
-        _launch_dependents()
     x_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK_M, 128], x_desc.layout)
     fours = x_tiles
     twos = x_tiles
@@ -445,7 +445,6 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FU
                   BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
                   COLUMNS: tl.constexpr):
     """Add up the parts of the tiles that `stream_kernel` left: COLUMNS x ROWS of a tile per program."""
-    _launch_dependents_triton()
     number = tl.program_id(0)
     first_program, last_program = _sharing(number, SHARING, REST, K_TILES)
     n_inner = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -459,6 +458,7 @@ def reduce_kernel(parts, row_scale, out, M, N, ROW_SCALES, PROGRAMS, SHARING, FU
     m = (first_m + inner % height) * BLOCK_M + m_inner
     n = inner // height * BLOCK_N + n_inner
     _wait_triton()
+    _launch_dependents_triton()
     scale = tl.load(row_scale + tl.minimum(n, N - 1) * ROW_SCALES)
     for four in range(first_program, last_program + 1, 4):      # loads of four parts are in flight at once
         for i in tl.static_range(4):

@@ -128,6 +128,7 @@ def facts(compiled_kernel, disassembled):
         "memory_before_wait": len(re.findall(r"\b(?:LD|ST|LDG|STG|ATOMG|RED|UTMALDG|UTMASTG|UBLKCP)\b[.\w]*",
                                              sass.partition("ACQBULK")[0])),
         "triggered_before_products": triggered_before_products(assembly),
+        "trigger_waited": trigger_waited(assembly),
     }
 
 
@@ -135,6 +136,13 @@ def triggered_before_products(assembly):
     """Return whether the code that lets the next kernel begin comes before the matrix instructions; None without."""
     trigger = assembly.find("griddepcontrol.launch_dependents")
     return None if trigger < 0 else trigger < assembly.find("mma")
+
+
+def trigger_waited(assembly):
+    """Return whether a wait for the kernels before precedes the code that lets the next kernel begin; None without that
+    code."""
+    trigger = assembly.find("griddepcontrol.launch_dependents")
+    return None if trigger < 0 else "griddepcontrol.wait" in assembly[:trigger]
 
 
 def tool(name, *arguments):
