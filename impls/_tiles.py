@@ -27,7 +27,7 @@ MEASURED_ARCH = 90
 OVERLAPS = ("none", "early", "late")
 """How a product overlaps with the kernels before and after it, from sm_90 on, where these allow it. With ``early`` and
 ``late`` it is launched before the kernel before has ended, and waits on the device before it reads or writes anything;
-the next kernel may begin when all programs have begun (``early``) or have read the weight (``late``)."""
+the next kernel may begin when all programs have waited (``early``) or have read the weight (``late``)."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,9 @@ class StreamTile:
         return cls(block_m, block_n, warps, stages, chunk, at_once, split, group, teams, slices=slices)
 
 
+AnyTile = Tile | StreamTile
+
+
 @dataclass(frozen=True)
 class TileDevice:
     """A device as the choice of a tile depends on it.
@@ -141,7 +144,7 @@ class TileEntry:
     n: int
     k: int
     m_max: int | None
-    tile: Tile | StreamTile
+    tile: AnyTile
 
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS or self.m_max not in (*M_CLASSES, None) or min(self.arch, self.n, self.k) < 1:
@@ -158,14 +161,14 @@ class TileEntry:
         return abs(math.log2(n / self.n)) + abs(math.log2(k / self.k))
 
 
-def _powers_of_two(tile: Tile | StreamTile, *names: str) -> None:
+def _powers_of_two(tile: AnyTile, *names: str) -> None:
     for name in names:
         value = getattr(tile, name)
         if type(value) is not int or value < 1 or value & (value - 1):
             raise ValueError(f"{name} of a tile must be a power of two, not {value!r}")
 
 
-def _known_overlap(tile: Tile | StreamTile) -> None:
+def _known_overlap(tile: AnyTile) -> None:
     if tile.overlap not in OVERLAPS:
         raise ValueError(f"overlap of a tile must be one of {OVERLAPS}, not {tile.overlap!r}")
 
@@ -183,7 +186,7 @@ def read(path: Path) -> tuple[TileEntry, ...]:
         try:
             values = dict(row)
             if "stream" in values:
-                tile: Tile | StreamTile = StreamTile(**values.pop("stream"))
+                tile: AnyTile = StreamTile(**values.pop("stream"))
             else:
                 tile = Tile(**values.pop("tile"))
             entries.append(TileEntry(**values, tile=tile))
@@ -248,7 +251,7 @@ NARROW_GROUP_TILES = {8: Tile(8, 1, 1, 4, 2), 16: Tile(16, 1, 4, 4, 1, True), No
 NARROW_N = 8192
 
 
-def pick(m: int, n: int, k: int, bits: int, scaling: str, device: TileDevice) -> Tile | StreamTile:
+def pick(m: int, n: int, k: int, bits: int, scaling: str, device: TileDevice) -> AnyTile:
     """Return the tile for M rows of x, a weight [n, k] with codes of `bits` bits, and scales applied as `scaling`.
 
     It is that of the nearest layer measured with M in the same class. Widths that were not measured use the next wider
@@ -264,7 +267,7 @@ def pick(m: int, n: int, k: int, bits: int, scaling: str, device: TileDevice) ->
 
 @cache
 def _nearest(own: str, written: int, m_max: int | None, n: int, k: int, width: int, device: TileDevice
-             ) -> Tile | StreamTile | None:
+             ) -> AnyTile | None:
     measured = [entry for entry in _table(device.arch, own, written) if entry.bits == width and entry.m_max == m_max
                 and (device.stream or isinstance(entry.tile, Tile))]
     return min(measured, key=lambda entry: entry.distance(n, k)).tile if measured else None

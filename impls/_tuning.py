@@ -6,14 +6,15 @@ and is used for every layer to which the tuned one is the nearest.
 
 from __future__ import annotations
 
-from fpxbench.impls._tiles import StreamTile, Tile, TileDevice, m_class
+from fpxbench.impls._tiles import AnyTile, StreamTile, Tile, TileDevice, m_class
 
-FEW = (Tile(8, 1, 1, 4, 1), Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 4, 4), Tile(8, 1, 1, 8, 1), Tile(8, 1, 1, 8, 2),
-       Tile(8, 1, 2, 4, 1), Tile(8, 2, 1, 2, 1), Tile(8, 2, 1, 4, 2), Tile(8, 2, 1, 8, 1), Tile(8, 2, 1, 8, 2),
-       Tile(8, 2, 2, 2, 1), Tile(8, 2, 2, 4, 1), Tile(8, 2, 4, 2, 1), Tile(8, 2, 4, 2, 2), Tile(16, 2, 4, 2, 1, True))
-UP_TO_16 = (Tile(16, 1, 1, 4, 2), Tile(16, 1, 2, 4, 1, True), Tile(16, 1, 2, 8, 1, True), Tile(16, 1, 4, 2, 1, True),
-            Tile(16, 1, 4, 4, 1, True), Tile(16, 2, 1, 8, 1, True), Tile(16, 2, 2, 2, 2, True),
-            Tile(16, 2, 2, 4, 1, True), Tile(16, 2, 2, 8, 1, True), Tile(16, 2, 4, 2, 1, True))
+FEW = (Tile(8, 1, 1, 4, 1), Tile(8, 1, 1, 4, 2), Tile(8, 1, 1, 8, 1), Tile(8, 1, 2, 4, 2), Tile(8, 2, 1, 2, 1),
+       Tile(8, 2, 1, 2, 2), Tile(8, 2, 1, 4, 1), Tile(8, 2, 1, 4, 2), Tile(8, 2, 1, 8, 1), Tile(8, 2, 1, 8, 2),
+       Tile(8, 2, 2, 2, 1), Tile(8, 2, 2, 4, 1), Tile(8, 2, 4, 2, 2), Tile(8, 4, 1, 4, 1), Tile(8, 4, 2, 4, 1))
+UP_TO_16 = (Tile(16, 1, 1, 4, 2), Tile(16, 1, 1, 4, 1, True), Tile(16, 1, 1, 4, 2, True), Tile(16, 1, 2, 4, 1, True),
+            Tile(16, 1, 2, 4, 2, True), Tile(16, 2, 1, 4, 1, True), Tile(16, 2, 1, 4, 2, True),
+            Tile(16, 2, 1, 8, 2, True), Tile(16, 2, 2, 2, 1, True), Tile(16, 2, 2, 2, 2, True),
+            Tile(16, 2, 2, 4, 1, True), Tile(16, 2, 4, 2, 1, True))
 FRAGMENTS = {
     32: (Tile(32, 1, 1, 8, 1, True), Tile(32, 1, 2, 4, 1, True), Tile(32, 2, 2, 4, 1, True)),
     64: (Tile(64, 1, 2, 4, 1, True), Tile(64, 1, 1, 8, 1, True), Tile(64, 2, 2, 4, 1, True)),
@@ -39,7 +40,7 @@ STREAMS = {
 }
 
 
-def candidates(m: int, bits: int, scaling: str, device: TileDevice) -> list[Tile | StreamTile]:
+def candidates(m: int, bits: int, scaling: str, device: TileDevice) -> list[AnyTile]:
     """Return the tiles worth trying for M rows of x and codes of `bits` bits."""
     most = m_class(m)
     if most is not None and most <= 8:

@@ -24,14 +24,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fpxbench.checking.tuning import tuning
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.impls import _fragment, _fragment_weight, _planar, _tiles, _triton_codes, _tuning
-from fpxbench.impls._tiles import StreamTile, Tile, TileDevice
+from fpxbench.impls._tiles import AnyTile, TileDevice
 from fpxbench.numbers.codebook import Codebook
 from fpxbench.numbers.packing.fragment import fragment_named
 from fpxbench.numbers.quantize import quantize
 from fpxbench.numbers.scheme import Scheme
 from fpxbench.numbers.weight import QuantizedWeight
 
-Config = Tile | StreamTile | _planar.Config
+Config = AnyTile | _planar.Config
 LEAST_ARCH = 80
 """First architecture with bfloat16 in ``mma.sync`` and ``fma.bf16x2``."""
 Derived = TypeVar("Derived")
@@ -116,7 +116,7 @@ class TritonFused(Implementation):
         out = x.new_empty(rows.shape[0], n, dtype=torch.float32 if x.device.type == "cpu" else x.dtype)
         if rows.shape[0]:
             with torch.cuda.device_of(x):
-                if isinstance(config, Tile | StreamTile):
+                if isinstance(config, AnyTile):
                     _fragment.matmul(rows, self._operands(weight), config, out, device_of(x.device))
                 else:
                     planar = self._planar(weight)
@@ -147,7 +147,7 @@ class TritonFused(Implementation):
 
         best = min(candidates, key=milliseconds)
         scaling = _fragment_weight.scaling_kind(weight.scheme.scaling)
-        if isinstance(best, Tile | StreamTile) and scaling != "fp32":
+        if isinstance(best, AnyTile) and scaling != "fp32":
             _tiles.save(_tiles.TileEntry(device_of(x.device).arch, _tiles.width_of(weight.scheme.format.bits),
                                      *weight.shape, _tiles.m_class(tokens(x)), best))
         return best
