@@ -44,8 +44,10 @@ class Decoder:
         self._step: Callable[[Tensor, Any], Tensor] = self.prefill
         self._captured: dict[int, Callable[[Tensor], Tensor]] = {}
         if compiled:
-            mode = "reduce-overhead" if self.device.type == "cuda" and not self.captures else None
-            self._step = torch.compile(self.prefill, fullgraph=True, mode=mode, dynamic=False)
+            how: dict[str, Any] = {"options": overlap_options(self.device)}
+            if self.device.type == "cuda" and not self.captures:
+                how = {"mode": "reduce-overhead"}
+            self._step = torch.compile(self.prefill, fullgraph=True, dynamic=False, **how)
 
     @property
     def captures(self) -> bool:
@@ -87,6 +89,17 @@ class Decoder:
             self._caches[batch] = StaticCache(config=self.model.config, max_cache_len=self.length)
         self._caches[batch].reset()
         return self._caches[batch]
+
+
+def overlap_options(device: torch.device) -> dict[str, Any]:
+    """Return Inductor's options with which a kernel may be launched before the one before it has ended (programmatic
+    dependent launch), as those of serving stacks are: it then waits on the device. On NVIDIA GPUs from sm_90 on."""
+    import torch._inductor.config as inductor
+
+    if (device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0)
+            or not hasattr(inductor.triton, "enable_pdl")):
+        return {}
+    return {"triton.enable_pdl": True}
 
 
 def slides(config: Any) -> bool:
