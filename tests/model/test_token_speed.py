@@ -53,6 +53,17 @@ def test_on_a_gpu_steps_are_enqueued_without_waiting_unless_asked_for(monkeypatc
         assert log == ["wait", "wait", "event", *["step", "event"] * 3, "wait"] and steps_s == [2e-3] * 3
 
 
+@pytest.mark.parametrize(("device", "capability", "expected"), [
+    ("cpu", (9, 0), {}), ("cuda", (8, 9), {}), ("cuda", (9, 0), {"triton.enable_pdl": True}),
+    ("cuda", (12, 0), {"triton.enable_pdl": True})])
+def test_kernels_overlap_where_the_device_can(monkeypatch, device, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    options = token_speed.overlap_options(torch.device(device))
+    assert options == expected
+    compiled = torch.compile(lambda x: x + 1, options=options)     # an option that Inductor does not know raises here
+    assert compiled is not None
+
+
 def test_energy_is_of_a_time_beside_which_the_counters_steps_are_small(monkeypatch):
     """A device of 200 W whose counter steps every 100 ms; a generation of 8 tokens takes 30 ms."""
     now = [7.03]

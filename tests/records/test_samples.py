@@ -1,16 +1,22 @@
 """The records that come with the repository are real ones, and readable."""
 
+import runpy
+import subprocess
+import sys
+
+import pytest
 from places import CHECKOUT
 
 from fpxbench.casts.cast_changes import CastSnapshot, changes
 from fpxbench.casts.cast_record import CastRecord
 from fpxbench.checking.traffic import UNFUSED_BYTES
-from fpxbench.records.record import Flag
+from fpxbench.records.record import Case, Flag
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
 
 FOLDER = CHECKOUT / "reports" / "samples"
 SAMPLES = Store(FOLDER)
+KERNEL_TABLE = CHECKOUT / "tools" / "kernel_table.py"
 FUSED_BY_TIME = "2026-11-30T11"
 """From when on kernels beside the product count by how long the decoded weight would take to write, without the time
 for which they waited for the product."""
@@ -74,3 +80,38 @@ def test_what_changed_in_pytorchs_casts_from_2_11_to_2_15_shows_in_the_samples()
     assert changed("2.13.0", "2.14.1") == set()
     # torch.finfo(float8_e5m2fnuz).eps
     assert changed("2.14.1", "2.15.0") == {("status", "wrong", "ok", "e5m2fnuz")}
+
+
+def test_the_speedups_in_the_docs_are_those_of_the_samples_records():
+    done = subprocess.run([sys.executable, KERNEL_TABLE, "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_speedups_are_those_of_right_records_beside_the_peers(tmp_path):
+    """A wrong record has no speedup."""
+
+    def speedups(records):
+        folder = tmp_path / "gpu" / "records"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "build.jsonl").write_text("".join(f"{record.model_dump_json()}\n" for record in records))
+        tool = runpy.run_path(str(KERNEL_TABLE))
+        return tool["markdown"](tool["records_of"](tmp_path)).splitlines()
+
+    asked = ("llama3-8b.o", "mxfp4", 16, "bf16")
+    of_layer = [record for record in SAMPLES.read_all()[0] if record.case.implementation in ("triton_fused", "humming")
+                and (record.case.workload, record.case.scheme, record.case.m, record.case.activation) == asked]
+    assert {record.case.implementation for record in of_layer} == {"triton_fused", "humming"}
+    ours, peer = sorted(of_layer, key=lambda record: record.case.implementation != "triton_fused")
+    row = f"| `mxfp4` |  |  |  |  | {ours.timing.speedup:.2f} ({peer.timing.speedup:.2f}) |  |  |  |"
+    assert row in speedups([ours, peer])
+    peer.verdict.status = Status.WRONG
+    assert row.replace(f" ({peer.timing.speedup:.2f})", "") in speedups([ours, peer])
+    ours.verdict.status = Status.WRONG
+    with pytest.raises(SystemExit, match="no right and timed records"):
+        speedups([ours, peer])
+
+
+def test_the_cases_of_the_table_can_be_run():
+    done = subprocess.run([sys.executable, KERNEL_TABLE, "--cases", "humming"], capture_output=True, text=True)
+    cases = [Case.model_validate_json(line) for line in done.stdout.splitlines()]
+    assert len({case.id for case in cases}) == 192 and {case.implementation for case in cases} == {"humming"}
