@@ -6,7 +6,7 @@ A product tuned by itself (``fpxbench run --tune``) does not show how it overlap
 query-key-value, output, gate-up and down of `LAYERS` decoder layers, with an elementwise kernel after each that
 overlaps as Inductor's do, are one captured graph. One product's tile after another is exchanged for each candidate, and
 the graph is timed; the best few are timed again, interleaved with the tile in use. A candidate with a wrong product
-ends the run. The result is written to `--own`, a table that FPX_TILES can name, and printed beside the same chain of
+ends the run, and so does one that makes the chain's result wrong. The result is written to `--own`, a table that FPX_TILES can name, and printed beside the same chain of
 dense bf16 products.
 """
 
@@ -50,6 +50,8 @@ LEAST_GAIN = 0.002
 """Of the chain's time. A smaller gain is noise."""
 MOST_DIFFERENCE = 1e-2
 """Of a product, relative: it is rounded to bf16 (4e-3 at most)."""
+MOST_CHAINED = 0.1
+"""The same of a chain of 16. An input from before is not related to the right one: 1.4."""
 
 
 def candidates(m: int, bits: int) -> list[AnyTile]:
@@ -87,15 +89,29 @@ class Chain:
     def __init__(self, shapes: tuple[tuple[int, int], ...], scheme: str, m: int) -> None:
         self.shapes, self.m, self.implementation = shapes, m, TritonFused()
         self.bits = bits_of(scheme)
-        made = [self.implementation.quantize(torch.randn(n, k, device="cuda"), scheme_named(scheme)) for n, k in shapes]
-        self.weights: list[list[QuantizedWeight]] = [[weight.clone() for weight in made] for _ in range(LAYERS)]
+        self.weights: list[list[QuantizedWeight]] = [
+            [self.implementation.quantize(torch.randn(n, k, device="cuda"), scheme_named(scheme)) for n, k in shapes]
+            for _ in range(LAYERS)]
         self.tiles = [_tiles.pick(m, n, k, self.bits, "none", device()) for n, k in shapes]
         self.inputs = [torch.randn(m, k, device="cuda", dtype=torch.bfloat16) for _, k in shapes]
+        self.first = self.inputs[0].clone()
+        self._calls(lambda layer, at: (self.inputs[at].float() @ self.weights[layer][at].dequantize().float().T
+                                       ).bfloat16())
+        self.expected = self.inputs[0].float()
 
     def graph(self, tiles: list[AnyTile]) -> torch.cuda.CUDAGraph:
-        """Return the chain with these tiles, captured."""
-        return captured(lambda: self._calls(
+        """Return the chain with these tiles, captured. Exit if its result is not that of exactly decoded weights: a
+        product is wrong, or reads its input before the kernel before it has written it."""
+        graph = captured(lambda: self._calls(
             lambda layer, at: self.implementation.matmul_with(self.inputs[at], self.weights[layer][at], tiles[at])))
+        self.inputs[0].copy_(self.first)
+        for later in self.inputs[1:]:
+            later.fill_(float("nan"))
+        graph.replay()
+        error = (self.inputs[0].float() - self.expected).norm() / self.expected.norm()
+        if not error < MOST_CHAINED:
+            sys.exit(f"{tiles}: the chain's result is wrong by {error:.2g}")
+        return graph
 
     def dense_graph(self) -> torch.cuda.CUDAGraph:
         self.dense = [[torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for n, k in self.shapes]
@@ -104,8 +120,7 @@ class Chain:
 
     def _calls(self, product: Callable[[int, int], Tensor]) -> None:
         for layer, at in itertools.product(range(LAYERS), range(len(self.shapes))):
-            out, following = product(layer, at), self.inputs[(at + 1) % len(self.shapes)]
-            between(out, following)
+            between(product(layer, at), self.inputs[(at + 1) % len(self.shapes)], self.shapes[at][1] ** -0.5)
 
     def tune(self) -> None:
         """Exchange one product's tile after another, as long as the chain becomes faster."""
@@ -139,19 +154,21 @@ class Chain:
 
 
 @triton.jit
-def _between_kernel(source, target, width, stride, BLOCK: tl.constexpr):
+def _between_kernel(source, target, width, stride, factor, BLOCK: tl.constexpr):
     """Overlap with other kernels as those do that Inductor generates."""
     row, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     tl.extra.cuda.gdc_wait()
     value = tl.load(source + row * stride + column, mask=column < width, other=0.0).to(tl.float32)
     tl.extra.cuda.gdc_launch_dependents()
-    tl.store(target + row * width + column, (value / (1 + tl.abs(value))).to(tl.bfloat16), mask=column < width)
+    tl.store(target + row * width + column, (value * factor).to(tl.bfloat16), mask=column < width)
 
 
-def between(source: Tensor, target: Tensor) -> None:
-    """Fill the next product's input [M, K] from the first K columns of the last one's output."""
+def between(source: Tensor, target: Tensor, factor: float) -> None:
+    """Fill the next product's input [M, K] with the first K columns of the last one's output, times `factor`, by which
+    numbers keep their size. It is linear, so that errors of rounding do not grow along the chain."""
     m, width = target.shape
-    _between_kernel[(m, triton.cdiv(width, 1024))](source, target, width, source.stride(0), BLOCK=1024, launch_pdl=True)
+    _between_kernel[(m, triton.cdiv(width, 1024))](source, target, width, source.stride(0), factor, BLOCK=1024,
+                                                   launch_pdl=True)
 
 
 def fits(implementation: TritonFused, x: Tensor, weight: QuantizedWeight, tile: AnyTile) -> bool:
