@@ -6,8 +6,8 @@ A product tuned by itself (``fpxbench run --tune``) does not show how it overlap
 query-key-value, output, gate-up and down of `LAYERS` decoder layers, with an elementwise kernel after each that
 overlaps as Inductor's do, are one captured graph. One product's tile after another is exchanged for each candidate, and
 the graph is timed; the best few are timed again, interleaved with the tile in use. A candidate with a wrong product
-ends the run, and so does one that makes the chain's result wrong. The result is written to `--own`, a table that FPX_TILES can name, and printed beside the same chain of
-dense bf16 products.
+ends the run, and so does one that makes the chain's result wrong. The result is written to `--own`, a table that
+FPX_TILES can name, and printed beside the same chain of dense bf16 products.
 """
 
 from __future__ import annotations
