@@ -385,7 +385,8 @@ def _time(row: _Row, result: RowResult, decoder: token_speed.Decoder) -> None:
     result.speed = Speed(step_s=steps, tokens_per_s=settings.batch / median, first_token_s=first,
                          tokens_per_s_ci95=(settings.batch / high, settings.batch / low),
                          prefill_tokens_per_s=prompt.numel() / first.value,
-                         waiting_tokens_per_s=settings.batch / median_interval(waited)[0] if waited else None)
+                         waiting_tokens_per_s=settings.batch / median_interval(waited)[0] if waited else None,
+                         method=decoder.method)
     result.traffic, result.flags = traffic_of(
         token_speed.stored_bytes(row.model), token_speed.step_bytes(row.model, settings.batch), median,
         request.machine, peak[0] if peak else None, joules)

@@ -69,6 +69,9 @@ class Speed(RecordPart):
     prefill_tokens_per_s: Positive
     waiting_tokens_per_s: Positive | None = None
     """Tokens per second if each step is launched when the one before has ended; None on a CPU, where it always is."""
+    method: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """How steps are run and timed: 1, each is waited for; 2, they are enqueued; 3, and compiled kernels are launched
+    before the one before has ended. Speeds by different methods are not of one series."""
 
 
 class WeightTraffic(RecordPart):

@@ -32,6 +32,7 @@ class Decoder:
     cache's shape, and a CUDA graph to its addresses.
 
     not_captured : why capturing a step failed, in one line; "" otherwise
+    overlaps : whether the compiled step's kernels are launched before the one before has ended
     """
 
     def __init__(self, model: PreTrained, length: int, *, compiled: bool = False) -> None:
@@ -43,11 +44,20 @@ class Decoder:
         self.not_captured = ""
         self._step: Callable[[Tensor, Any], Tensor] = self.prefill
         self._captured: dict[int, Callable[[Tensor], Tensor]] = {}
+        self.overlaps = False
         if compiled:
             how: dict[str, Any] = {"options": overlap_options(self.device)}
             if self.device.type == "cuda" and not self.captures:
                 how = {"mode": "reduce-overhead"}
+            self.overlaps = bool(how.get("options"))
             self._step = torch.compile(self.prefill, fullgraph=True, dynamic=False, **how)
+
+    @property
+    def method(self) -> int:
+        """`Speed.method` of this decoder's steps."""
+        if self.device.type != "cuda":
+            return 1
+        return 3 if self.overlaps else 2
 
     @property
     def captures(self) -> bool:

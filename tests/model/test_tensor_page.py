@@ -87,6 +87,19 @@ def test_a_history_holds_every_metric_that_was_measured_and_a_gap_where_a_row_wa
     assert kl.figure["data"][1]["x"] == [LATER.stem]
 
 
+def test_a_speed_s_line_is_broken_where_steps_are_timed_in_another_way():
+    waited = row("mxfp4", 80, 0.01, 0.5)
+    enqueued = waited.model_copy(update={"speed": waited.speed.model_copy(update={"method": 2})})
+    older, newer = (model_page((CPU.name, build.stem), [each.model_copy(update={"build": build})])
+                    for build, each in ((BUILD, waited), (LATER, enqueued)))
+    [machine] = machine_histories([older, newer])
+    speed, kl = machine.models[0].charts(0)
+    [timed], [of_quality] = speed.figure["data"], kl.figure["data"]
+    assert timed["x"] == [BUILD.stem, None, LATER.stem] and timed["y"] == [100.0, None, 100.0]
+    assert "broken where" in speed.caption and "broken where" not in kl.caption
+    assert of_quality["x"] == [BUILD.stem, LATER.stem]
+
+
 def test_the_table_in_the_docs_is_that_of_the_sample_s_records():
     command = [sys.executable, CHECKOUT / "tools/tensor_class_docs.py", "--check"]
     done = subprocess.run(command, capture_output=True, text=True)

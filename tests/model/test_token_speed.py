@@ -64,6 +64,12 @@ def test_kernels_overlap_where_the_device_can(monkeypatch, device, capability, e
     assert compiled is not None
 
 
+@pytest.mark.parametrize(("device", "overlaps", "method"), [("cpu", False, 1), ("cuda", False, 2), ("cuda", True, 3)])
+def test_a_record_says_how_its_steps_were_run_and_timed(device, overlaps, method):
+    decoder = SimpleNamespace(device=SimpleNamespace(type=device), overlaps=overlaps)
+    assert token_speed.Decoder.method.fget(decoder) == method
+
+
 def test_energy_is_of_a_time_beside_which_the_counters_steps_are_small(monkeypatch):
     """A device of 200 W whose counter steps every 100 ms; a generation of 8 tokens takes 30 ms."""
     now = [7.03]
