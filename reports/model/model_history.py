@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import plotly.graph_objects as go
 
@@ -20,13 +21,18 @@ FILE = "models.html"
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a row over builds, with its confidence interval if it has one; `log` : logarithmic axis"""
+    """A number of a row over builds, with its confidence interval if it has one.
+
+    log : logarithmic axis
+    timed : whether it depends on how steps are run and timed
+    """
 
     name: str
     unit: str
     value: Callable[[GenerationRecord], float | None]
     interval: Callable[[GenerationRecord], tuple[float, float] | None] = lambda record: None
     log: bool = False
+    timed: bool = False
 
 
 def _kl(record: GenerationRecord) -> float | None:
@@ -44,11 +50,20 @@ def _peak_gb(record: GenerationRecord) -> float | None:
 
 METRICS = (
     Metric("Speed", "tokens/s", lambda record: record.speed.tokens_per_s if record.speed else None,
-           lambda record: record.speed.tokens_per_s_ci95 if record.speed else None),
+           lambda record: record.speed.tokens_per_s_ci95 if record.speed else None, timed=True),
     Metric("KL divergence from the unquantized model", "nats", _kl, _kl_interval, log=True),
     Metric("Peak memory", "GB", _peak_gb),
-    Metric("Energy", "joules per token", lambda record: record.traffic.joules_per_token if record.traffic else None),
+    Metric("Energy", "joules per token", lambda record: record.traffic.joules_per_token if record.traffic else None,
+           timed=True),
 )
+
+
+_GAP: tuple[str | None, float | None, tuple[float, float], int | None] = (None, None, (0.0, 0.0), None)
+"""Between two points that no line connects."""
+
+
+def _method(record: GenerationRecord) -> int | None:
+    return record.speed.method if record.speed else None
 
 
 @dataclass(frozen=True)
@@ -76,22 +91,27 @@ class ModelHistory:
         return [chart for at, metric in enumerate(METRICS) if (chart := self._chart(metric, f"history-{number}-{at}"))]
 
     def _chart(self, metric: Metric, name: str) -> Chart | None:
-        figure, drawn = blank_figure(height=380), []
+        figure, drawn, broken = blank_figure(height=380), [], False
         for index, row in enumerate(self.rows):
-            points = [(label, metric.value(record), metric.interval(record))
+            points = [(label, metric.value(record), metric.interval(record), _method(record) if metric.timed else None)
                       for label, record in zip(self.labels, row.records, strict=True) if record is not None]
-            known = [(label, value, interval or (value, value)) for label, value, interval in points
+            known = [(label, value, interval or (value, value), method) for label, value, interval, method in points
                      if value is not None and (value > 0 or not metric.log)]
             if not known:
                 continue
-            drawn.append([value for _, value, _ in known])
+            drawn.append([value for _, value, _, _ in known])
+            parts = [list(part) for _, part in groupby(known, lambda point: point[3])]
+            broken |= len(parts) > 1
+            drawn_points = [point for part in parts for point in (_GAP, *part)][1:]
             figure.add_trace(go.Scatter(
-                x=[label for label, _, _ in known], y=[value for _, value, _ in known], name=row.name,
+                x=[label for label, *_ in drawn_points], y=[value for _, value, *_ in drawn_points], name=row.name,
                 mode="lines+markers", line=dict(color=COLOURS[index % len(COLOURS)], width=1.5),
                 marker=dict(symbol=SYMBOLS[index % len(SYMBOLS)], size=8),
                 error_y=dict(type="data", symmetric=False, thickness=1.2, width=3,
-                             array=[high - value for _, value, (_, high) in known],
-                             arrayminus=[value - low for _, value, (low, _) in known]),
+                             array=[None if value is None else high - value
+                                    for _, value, (_, high), _ in drawn_points],
+                             arrayminus=[None if value is None else value - low
+                                         for _, value, (low, _), _ in drawn_points]),
                 hovertemplate=f"%{{x}}<br>{row.name}<br>%{{y:.3g}} {metric.unit}<extra></extra>"))
         if not drawn:
             return None
@@ -100,8 +120,9 @@ class ModelHistory:
                             type="log" if metric.log else "linear",
                             **(log_ticks(sum(drawn, [])) if metric.log else {"rangemode": "tozero"}))
         figure.update_layout(legend=LEGEND_ABOVE)
+        gaps = " A line is broken where fpxbench began to run or time steps in another way." if broken else ""
         return Chart(name, metric.name,
-                     "Each mark is the newest measurement on a build, with its 95% interval if there is one.",
+                     f"Each mark is the newest measurement on a build, with its 95% interval if there is one.{gaps}",
                      f"{metric.name} of {len(drawn)} rows on {counted(len(self.builds), 'build')}; the table has the"
                      " numbers.", json.loads(figure.to_json()))
 
