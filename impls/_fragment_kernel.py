@@ -340,9 +340,9 @@ def fragment_kernel(
     `order_kernel`, zero up to such a K, with X_STRIDE blocks of 16 rows. packed int32 [N_TILES, K_TILES, 32 BITS]:
     tiles of 8 rows by 128 columns. row_scale fp32 [N], or [1] with ROW_SCALES = 0. SCALES is ``none``; ``codes``: int32
     [N_TILES, K_TILES, 8, HALVES], a byte for each J, from which SCALE_MUL and SCALE_ADD make a 16-bit float that
-    multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of the weight are in
-    flight while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in `_tiles.OVERLAPS`; ``x``: it
-    was launched before `order_kernel` ended, and waits for that before it reads x.
+    multiplies each weight; or ``fp32``: [N_TILES, GROUPS, 8], one for BLOCK columns. DEPTH tiles of the weight, and of
+    up to 16 rows of x, are in flight while one is multiplied. OVERLAP (from sm_90 on): ``early`` and ``late`` as in
+    `_tiles.OVERLAPS`; ``x``: it was launched before `order_kernel` ended, and waits for that before it reads x.
     """
     # The instruction's left operand has 16 rows, its right one 8: with 8 rows of x, the weight is the left one, so that
     # half as many instructions multiply. It needs two tiles of 8 rows.

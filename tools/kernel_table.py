@@ -15,6 +15,8 @@ import sys
 from pathlib import Path
 from statistics import median
 
+import docs_page
+
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store, latest
 from fpxbench.records.verdict import Status
@@ -22,7 +24,6 @@ from fpxbench.workloads import workloads
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "kernels.md"
-BEGIN, END = "<!-- speedups: written by tools/kernel_table.py -->", "<!-- end of speedups -->"
 LAYERS = ("llama3-70b.gate_up.tp2", "llama3-8b.gate_up", "llama3-70b.qkv", "llama3-8b.down", "llama3-8b.qkv",
           "llama3-8b.o")
 SCHEMES = ("e4m3fn-row", "e3m2-row", "mxfp4", "nvfp4")
@@ -42,7 +43,8 @@ def cases(implementation: str) -> list[str]:
 
 
 def records_of(results: Path) -> Found:
-    """Return the newest right and timed records of the table's cases. Raise SystemExit if there is none."""
+    """Return the newest right and timed records of the table's cases. Raise SystemExit if there is none, or if they are
+    of GPUs that differ."""
     found = {}
     for record in latest(Store(results).read_all()[0]):
         case, timing = record.case, record.timing
@@ -51,6 +53,9 @@ def records_of(results: Path) -> Found:
             found[case.implementation, case.scheme, case.workload, case.m] = record
     if not any(key[0] == OURS for key in found):
         sys.exit(f"{results} holds no right and timed records of {OURS} on a GPU: run the cases of --cases {OURS}")
+    devices = sorted({record.machine.device for record in found.values()})
+    if len(devices) > 1:
+        sys.exit(f"{results} holds records of {' and '.join(devices)}: a table is of one GPU")
     return found
 
 
@@ -90,17 +95,7 @@ def main() -> int:
     if asked.cases:
         print("\n".join(cases(asked.cases)))
         return 0
-    page = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{PAGE} needs the lines {BEGIN!r} and {END!r}: the table goes between them")
-    new = f"{before}{BEGIN}\n\n{markdown(records_of(asked.results))}\n\n{END}{after}"
-    if asked.check and page != new:
-        print(f"{PAGE} is stale: run python tools/kernel_table.py")
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return docs_page.write(PAGE, {"speedups": markdown(records_of(asked.results))}, __file__, check=asked.check)
 
 
 if __name__ == "__main__":

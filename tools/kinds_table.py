@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
+
+import docs_page
 
 from fpxbench.records.kinds import Group, Kind, describe_stages
 from fpxbench.records.record import Flag
 from fpxbench.records.verdict import Status
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "verdicts.md"
-BEGIN, END = "<!-- {}: written by tools/kinds_table.py -->", "<!-- end of {} -->"
 
 
 def statuses() -> str:
@@ -37,26 +37,9 @@ def kinds() -> str:
     return "\n\n".join(sections)
 
 
-def rewritten(page: str) -> str:
-    """Return `page` with each table between its two marks. Raise ValueError if it lacks them."""
-    for name, table in (("statuses", statuses()), ("kinds", kinds()), ("flags", flags())):
-        begin, end = BEGIN.format(name), END.format(name)
-        if begin not in page or end not in page:
-            raise ValueError(f"{PAGE} needs the lines {begin!r} and {end!r}: the table goes between them")
-        between = f"(?<={re.escape(begin)}).*(?={re.escape(end)})"
-        page = re.sub(between, lambda _, table=table: f"\n\n{table}\n\n", page, flags=re.DOTALL)
-    return page
-
-
 def main() -> int:
-    page = PAGE.read_text(encoding="utf-8")
-    new = rewritten(page)
-    if "--check" in sys.argv[1:]:
-        if page != new:
-            print(f"{PAGE} is stale: run python tools/kinds_table.py")
-        return int(page != new)
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    tables = {"statuses": statuses(), "kinds": kinds(), "flags": flags()}
+    return docs_page.write(PAGE, tables, __file__, check="--check" in sys.argv[1:])
 
 
 if __name__ == "__main__":

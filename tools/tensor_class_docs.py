@@ -11,13 +11,14 @@ import argparse
 import sys
 from pathlib import Path
 
+import docs_page
+
 from fpxbench.model.tensor_record import OperationOutcome, TensorOperationRecord
 from fpxbench.records.store import Store
 from fpxbench.reports.model.tensor_table import TensorPage, tensor_pages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "tensors.md"
-BEGIN, END = "<!-- classes: written by tools/tensor_class_docs.py -->", "<!-- end of classes -->"
 
 
 def newest(results: Path) -> TensorPage:
@@ -61,17 +62,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "reports" / "samples")
     parser.add_argument("--check", action="store_true")
     asked = parser.parse_args()
-    page = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        sys.exit(f"{PAGE} needs the lines {BEGIN!r} and {END!r}: the table goes between them")
-    new = f"{before}{BEGIN}\n\n{markdown(newest(asked.results))}\n\n{END}{after}"
-    if asked.check and page != new:
-        print(f"{PAGE} is stale: run python tools/tensor_class_docs.py")
-        return 1
-    PAGE.write_text(new, encoding="utf-8")
-    return 0
+    return docs_page.write(PAGE, {"classes": markdown(newest(asked.results))}, __file__, check=asked.check)
 
 
 if __name__ == "__main__":

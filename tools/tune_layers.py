@@ -55,8 +55,8 @@ MOST_CHAINED = 0.1
 
 
 def candidates(m: int, bits: int) -> list[AnyTile]:
-    """Return the tiles to try: for up to 8 tokens every sensible one, else those of ``--tune``, and up to 16 some
-    more."""
+    """Return the tiles to try: for up to 8 tokens every sensible one, else those of ``--tune``, and up to 16 some more.
+    Those of the stream kernel have each overlap; the others are slower where they let a like product begin early."""
     found: list[AnyTile] = []
     if m <= 16:
         shapes = ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (4, 2))
@@ -65,7 +65,8 @@ def candidates(m: int, bits: int) -> list[AnyTile]:
                  if groups * depth <= MOST_IN_FLIGHT]
     if m > 8:
         found += _tuning.candidates(m, bits, "none", device())
-    return [replace(tile, overlap="late") for tile in dict.fromkeys(found)]
+    return [replace(tile, overlap=overlap) for tile in dict.fromkeys(found)
+            for overlap in (("late",) if isinstance(tile, Tile) else ("early", "late"))]
 
 
 @cache

@@ -71,9 +71,9 @@ def fragment_jobs(whole):
     for overlap, m, stream in (("late", 1, False), ("none", 1, False), ("early", 16, False), ("late", 32, True)):
         tile = pick(m, 28672, 8192, 8, "none", TileDevice(90, stream))
         yield Job("sm_90", "int8-row", "bf16", m, replace(tile, overlap=overlap))
-    shipped = {(entry.m_max, entry.bits, entry.tile) for entry in read(SHIPPED) if isinstance(entry.tile, Tile)}
-    by_tokens = {m: (bits, tile) for m, bits, tile in sorted(shipped, key=str)}
-    for m, (bits, tile) in [(m, (bits, tile)) for m, bits, tile in shipped] if whole else by_tokens.items():
+    shipped = [(entry.m_max, entry.bits, entry.tile) for entry in read(SHIPPED) if isinstance(entry.tile, Tile)]
+    of_tokens = {each[0]: each for each in shipped}
+    for m, bits, tile in shipped if whole else of_tokens.values():
         yield Job("sm_90", next(scheme for scheme, width in MAIN.items() if width == bits), "bf16", m, tile)
     groups = [("e4m3fn-row", "bf16", 256, 28672, 8192, 2), ("int8-row", "fp16", 64, 4096, 4096, 2),
               ("nvfp4", "bf16", 256, 4096, 4096, 2), ("e4m3fn-row", "bf16", 512, 6144, 4096, 3)]

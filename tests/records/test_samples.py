@@ -87,8 +87,9 @@ def test_the_speedups_in_the_docs_are_those_of_the_samples_records():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_speedups_are_those_of_right_records_beside_the_peers(tmp_path):
+def test_the_speedups_are_those_of_right_records_beside_the_peers(tmp_path, monkeypatch):
     """A wrong record has no speedup."""
+    monkeypatch.syspath_prepend(KERNEL_TABLE.parent)
 
     def speedups(records):
         folder = tmp_path / "gpu" / "records"
@@ -104,6 +105,9 @@ def test_the_speedups_are_those_of_right_records_beside_the_peers(tmp_path):
     ours, peer = sorted(of_layer, key=lambda record: record.case.implementation != "triton_fused")
     row = f"| `mxfp4` |  |  |  |  | {ours.timing.speedup:.2f} ({peer.timing.speedup:.2f}) |  |  |  |"
     assert row in speedups([ours, peer])
+    elsewhere = peer.model_copy(update={"machine": peer.machine.model_copy(update={"device": "another GPU"})})
+    with pytest.raises(SystemExit, match="another GPU.*: a table is of one GPU"):
+        speedups([ours, elsewhere])
     peer.verdict.status = Status.WRONG
     assert row.replace(f" ({peer.timing.speedup:.2f})", "") in speedups([ours, peer])
     ours.verdict.status = Status.WRONG
