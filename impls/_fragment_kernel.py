@@ -268,8 +268,11 @@ def _ordered_activations(words, BLOCK_M: tl.constexpr, W: tl.constexpr, BF16: tl
 @triton.jit
 def _launch_dependents():
     """Let the next kernel begin once all programs have called this, if it was launched as a dependent. It still waits
-    for this one to end. Called after the wait for the kernels before, so that no kernel begins while more than one
-    before it runs: PyTorch's compiled kernels wait only for the one before if they can."""
+    for this one to end.
+
+    Call it after the wait for the kernels before, so that a kernel only ever overlaps with the one just before it:
+    Inductor's kernels rely on that.
+    """
     tl.inline_asm_elementwise("griddepcontrol.launch_dependents; // $0", "=r", [], dtype=tl.int32, is_pure=False,
                               pack=1)
 

@@ -51,12 +51,13 @@ LEAST_GAIN = 0.002
 MOST_DIFFERENCE = 1e-2
 """Of a product, relative: it is rounded to bf16 (4e-3 at most)."""
 MOST_CHAINED = 0.1
-"""The same of a chain of 16. An input from before is not related to the right one: 1.4."""
+"""The same for the chain's result: rounding in 16 products gives 0.014, one stale input 1.4."""
 
 
 def candidates(m: int, bits: int) -> list[AnyTile]:
     """Return the tiles to try: for up to 8 tokens every sensible one, else those of ``--tune``, and up to 16 some more.
-    Those of the stream kernel have each overlap; the others are slower where they let a like product begin early."""
+    Those of the stream kernel are tried with each overlap, the others with ``late`` alone: with ``early`` they are
+    slower where the next kernel is a product like them."""
     found: list[AnyTile] = []
     if m <= 16:
         shapes = ((1, 2), (1, 4), (1, 8), (2, 2), (2, 4), (4, 2))
@@ -156,7 +157,7 @@ class Chain:
 
 @triton.jit
 def _between_kernel(source, target, width, stride, factor, BLOCK: tl.constexpr):
-    """Overlap with other kernels as those do that Inductor generates."""
+    """Scale, overlapping with the kernels before and after as Inductor's do."""
     row, column = tl.program_id(0), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     tl.extra.cuda.gdc_wait()
     value = tl.load(source + row * stride + column, mask=column < width, other=0.0).to(tl.float32)
@@ -165,8 +166,8 @@ def _between_kernel(source, target, width, stride, factor, BLOCK: tl.constexpr):
 
 
 def between(source: Tensor, target: Tensor, factor: float) -> None:
-    """Fill the next product's input [M, K] with the first K columns of the last one's output, times `factor`, by which
-    numbers keep their size. It is linear, so that errors of rounding do not grow along the chain."""
+    """Fill the next product's input [M, K] with the first K columns of the previous output, scaled by `factor` to keep
+    magnitudes constant. This is linear, so rounding errors do not grow along the chain."""
     m, width = target.shape
     _between_kernel[(m, triton.cdiv(width, 1024))](source, target, width, source.stride(0), factor, BLOCK=1024,
                                                    launch_pdl=True)

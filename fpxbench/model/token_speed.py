@@ -102,8 +102,8 @@ class Decoder:
 
 
 def overlap_options(device: torch.device) -> dict[str, Any]:
-    """Return Inductor's options with which a kernel may be launched before the one before it has ended (programmatic
-    dependent launch), as those of serving stacks are: it then waits on the device. On NVIDIA GPUs from sm_90 on."""
+    """Return the Inductor options for programmatic dependent launch: kernels are launched before the previous one has
+    ended, and wait for it on the device. Empty except on NVIDIA GPUs from sm_90 on."""
     import torch._inductor.config as inductor
 
     if (device.type != "cuda" or torch.version.hip or torch.cuda.get_device_capability(device) < (9, 0)
