@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import groupby
+from itertools import groupby, zip_longest
 from statistics import median
 from urllib.parse import quote, urlencode
 
@@ -79,10 +79,11 @@ class MatrixCell:
     def recent(self) -> list[tuple[Status | None, int]]:
         """Runs of the worst status of its cases, oldest build first: (status, number of builds), None if none was
         measured. Empty if the status never changed."""
-        recents = [row.status_history.recent for row in self.rows if row.status_history]
+        # Aligned at the newest build: records of one file may be of builds on several timelines.
+        recents = [reversed(row.status_history.recent) for row in self.rows if row.status_history]
         worst = [min((status for status in column if status), key=SEVERITY.__getitem__, default=None)
-                 for column in zip(*recents, strict=True)]
-        runs = [(status, len(list(run))) for status, run in groupby(worst)]
+                 for column in zip_longest(*recents)]
+        runs = [(status, len(list(run))) for status, run in groupby(reversed(worst))]
         return runs if any(status not in (None, self.worst) for status, _ in runs) else []
 
     @property

@@ -111,6 +111,7 @@ def test_records_with_one_odd_field_are_shown_or_skipped_and_named(tmp_path: Pat
 @FUZZED(max_examples=6)
 @given(seed=st.integers(0, 2**32), log=st.text(max_size=6000), garbage=st.lists(st.binary(max_size=300), max_size=20))
 @example(seed=2152, log="", garbage=[])     # a crash of a build that cannot be on the timeline
+@example(seed=1528, log="", garbage=[])     # cases of one file whose builds are on timelines of different lengths
 def test_records_with_several_odd_fields_logs_and_garbage_end_no_report(
         tmp_path_factory: pytest.TempPathFactory, seed: int, log: str, garbage: list[bytes]) -> None:
     results = results_of(tmp_path_factory.mktemp("fuzz"))
