@@ -5,7 +5,7 @@ import torch
 from fpxbench.implementation import Implementation, Support, implementation
 from fpxbench.numbers.dtypes import TORCH_FLOAT8
 
-from ._compiling import compiled
+from ._compiling import PerShape
 
 
 def mixed_mm(a, b, scale):
@@ -29,7 +29,7 @@ class CompiledMixedMM(Implementation):
     layout = "bytes"
 
     def __init__(self):
-        self._compiled = {}
+        self._mixed_mm, self._mixed_mm_fp16 = PerShape(mixed_mm), PerShape(mixed_mm_fp16)
 
     def supports(self, scheme, device):
         if not scheme.quantized or scheme.format.name not in (*TORCH_FLOAT8, "int8"):
@@ -43,9 +43,5 @@ class CompiledMixedMM(Implementation):
     def matmul(self, x, weight):
         dtype = getattr(torch, TORCH_FLOAT8.get(weight.scheme.format.name, "int8"))
         a, b = x.reshape(-1, x.shape[-1]).contiguous(), weight.packed.view(dtype).t()
-        key = (a.shape, a.dtype, b.shape)
-        if key not in self._compiled:
-            # Without CUDA graphs, which would return the same output buffer from every call.
-            mode = "max-autotune-no-cudagraphs" if a.is_cuda else None
-            self._compiled[key] = compiled(mixed_mm_fp16 if a.dtype == torch.float16 else mixed_mm, mode=mode)
-        return self._compiled[key](a, b, weight.scale_grid().reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])
+        product = self._mixed_mm_fp16 if a.dtype == torch.float16 else self._mixed_mm
+        return product(a, b, weight.scale_grid().reshape(-1)).reshape(*x.shape[:-1], weight.shape[0])

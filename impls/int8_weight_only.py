@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
 
-from ._compiling import compiled
+from ._compiling import PerShape
 
 
 def int8_linear(x, w, scale):
@@ -26,7 +26,7 @@ class Int8WeightOnly(Implementation):
     layout = "planar"
 
     def __init__(self):
-        self._compiled = {}
+        self._int8_linear = PerShape(int8_linear)
 
     def supports(self, scheme, device):
         if scheme.name != "int8-row":
@@ -37,10 +37,7 @@ class Int8WeightOnly(Implementation):
         w, scale = weight.packed.view(torch.int8), weight.scales.reshape(-1)
         flat = F.pad(x.reshape(-1, x.shape[-1]), (0, w.shape[1] - x.shape[-1])).contiguous()
         if flat.is_cuda:
-            key = (flat.shape, flat.dtype, w.shape)
-            if key not in self._compiled:
-                self._compiled[key] = compiled(int8_linear, mode="max-autotune-no-cudagraphs")
-            out = self._compiled[key](flat, w, scale)
+            out = self._int8_linear(flat, w, scale)
         else:
             # The kernel takes scales in x's dtype. Given ones, the fp32 scale is applied afterwards, without rounding
             # it.

@@ -19,6 +19,8 @@ HANG_S = 20
 _IDLE_ANSWER_S, _IDLE_FOR_S, _IDLE_WITHIN_S = 5e-4, 1e-2, 5.0
 """A GPU is idle if it completes launches within the first for as long as the second; waiting ends after the third."""
 
+_LEAST_HOLD_S, _LONGEST_HOLD_S, _CYCLES_PER_S = 2e-3, 0.2, 2e9
+
 
 class HangWatch(threading.Thread):
     """A thread that reports to this process's watcher, once, a wait for the GPU that has lasted `HANG_S`.
@@ -61,6 +63,12 @@ def synchronize() -> None:
         torch.cuda.synchronize()
     finally:
         _watch.waiting = False
+
+
+def hold_stream(seconds: float) -> None:
+    """Keep the current stream busy for about `seconds`, within limits, so that calls can be queued behind each other
+    before the first begins."""
+    torch.cuda._sleep(int(min(max(seconds, _LEAST_HOLD_S), _LONGEST_HOLD_S) * _CYCLES_PER_S))
 
 
 def wait_until_idle(device: str) -> bool:

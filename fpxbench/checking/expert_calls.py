@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fpxbench.checking import contract, correctness, inputs, poison, serving_calls
+from fpxbench.checking import contract, correctness, early_launch, inputs, poison, serving_calls
 from fpxbench.checking.examination import Examination
 from fpxbench.checking.expert_operands import ExpertOperands
 from fpxbench.checking.reference import Comparison, Reference, compare, one_hot_tolerance
@@ -45,7 +45,8 @@ def check_experts(examination: Examination) -> tuple[Comparison, Verdict | None]
         examination.properties |= {"error_factor": statistic.factor,
                                    "error_threshold": threshold if threshold < float("inf") else None}
         verdict = statistic.verdict()
-    for name in ("token counts", "other shapes", "several weights", "streams", "bias", "accumulator"):
+    for name in ("token counts", "other shapes", "several weights", "streams", early_launch.NAME, "bias",
+                 "accumulator"):
         if name not in examination.covered:
             examination.not_asked.setdefault(name, "asked of single weights, not of experts")
     return comparison, verdict

@@ -40,9 +40,6 @@ _LARGEST_WEIGHT_CPU, _LARGEST_WEIGHT_GPU = 1 << 17, 1 << 25
 _MORE_S = 2.0
 """Extra time once a token count is wrong, to find the range of wrong ones."""
 
-_QUEUEING_CYCLES, _CYCLES_PER_S = 4_000_000, 2e9
-"""A stream's initial wait in cycles, at least (2 ms), and per second of queueing the calls."""
-_LONGEST_QUEUEING_S = 0.1
 _LEAST_CALLS_ALONE = 100
 
 # Odd N, odd K, K shorter than a block, K = 32 mod 64, 128 and 256, and a square.
@@ -405,13 +402,13 @@ def check_streams(examination: Examination, prepare: Callable[[int, int, object]
         outputs = []
         for stream in streams:      # both wait until all calls are queued, since short kernels would not overlap
             with torch.cuda.stream(stream):
-                torch.cuda._sleep(max(_QUEUEING_CYCLES, int(2 * queueing_s * _CYCLES_PER_S)))
+                device_wait.hold_stream(2 * queueing_s)
         began = perf_counter()
         for _ in range(4):      # several in flight on each
             for each, x, stream in zip(pairs, xs, streams, strict=True):
                 with torch.cuda.stream(stream), torch.no_grad():
                     outputs.append(implementation.matmul(x, each.weight))
-        queueing_s = min(perf_counter() - began, _LONGEST_QUEUEING_S)
+        queueing_s = perf_counter() - began
         device_wait.synchronize()
         rounds += 1
         for number, y in enumerate(outputs):

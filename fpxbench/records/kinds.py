@@ -312,6 +312,10 @@ class Kind(StrEnum):
     STREAM_UNSAFE = ("stream_unsafe", Group.CALL, Stage.CONTRACT,
                      "is wrong on two CUDA streams at once",
                      "Two calls run at once on two streams, and a product is wrong that is right alone.")
+    READS_EARLY = ("reads_early", Group.CALL, Stage.CONTRACT,
+                   "reads its activation before it is written",
+                   "Its kernels are launched before the one before has ended (programmatic dependent launch), and read "
+                   "what that one writes without waiting for it.")
     READS_UNWRITTEN = ("reads_unwritten", Group.CALL, Stage.CONTRACT,
                        "reads memory that was never written",
                        "Right where new memory holds zeros, wrong where it holds NaN or large numbers; padding is "

@@ -20,6 +20,7 @@ import fpxbench.implementation as implementations
 from fpxbench.checking import (
     activation_rules,
     correctness,
+    early_launch,
     effects,
     expert_calls,
     inputs,
@@ -335,7 +336,8 @@ def _serving_calls(examination: Examination) -> Verdict | None:
 
     verdict = (serving_calls.check_tokens(examination) or serving_calls.check_layouts(examination)
                or serving_calls.check_shapes(examination, another) or serving_calls.check_bias(examination)
-               or serving_calls.check_streams(examination, another) or serving_calls.check_repeats(examination))
+               or serving_calls.check_streams(examination, another) or early_launch.check_early_launch(examination)
+               or serving_calls.check_repeats(examination))
     if verdict is None:
         examination.ask("accumulator", lambda: measure_accumulator(examination, same_case))
     return verdict

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from fpxbench.implementation import Implementation, Support, implementation
+from fpxbench.impls._compiling import PerShape
 from fpxbench.impls.peers._libraries import library, missing
 from fpxbench.numbers.weight import QuantizedWeight
 
@@ -14,11 +15,17 @@ LAYOUTS = {"e4m3fn-row": "bytes", "e5m2-row": "bytes", "nvfp4": "nibbles_low_fir
 class TorchAO(Implementation):
     """torchao's `Float8Tensor` and `NVFP4Tensor`, weight-only: `F.linear` decodes the weight and multiplies.
 
+    On GPUs under `torch.compile`, as torchao's documentation has it, with max-autotune. Eager on CPUs, where compiling
+    a shape takes seconds.
+
     It quantizes its own way. Its codes and scales are stored as it lays them out, and read back by the oracle. MX is
     left out: `MXTensor` multiplies quantized activations only (torchao 0.18).
     """
 
     own_layouts = LAYOUTS
+
+    def __init__(self):
+        self.compiled = PerShape(linear)
 
     def supports(self, scheme, device):
         if (reason := missing("torchao", "torchao", device, needs_gpu=False)) is not None:
@@ -47,7 +54,13 @@ class TorchAO(Implementation):
         return QuantizedWeight(scheme, tuple(weight.shape), LAYOUTS[scheme.name], codes, scales, tensor_scale)
 
     def matmul(self, x, weight):
-        return F.linear(x, tensor_of(weight, x.dtype))
+        product = self.compiled if x.is_cuda else linear
+        return product(x, tensor_of(weight, x.dtype))
+
+
+def linear(x, weight):
+    """Return ``x @ weight.T``, for a weight that is a tensor of torchao's."""
+    return F.linear(x, weight)
 
 
 def tensor_of(weight, dtype):

@@ -47,7 +47,7 @@ def test_a_right_implementation_is_asked_for_everything_and_is_right() -> None:
     assert set(result.coverage.covered) == {
         "token counts", "activation layouts", "other shapes", "several weights", "repeats", "accumulator",
         "codes that are no numbers"}
-    assert set(result.coverage.not_asked) == {"bias", "streams"}
+    assert set(result.coverage.not_asked) == {"bias", "streams", "early launch"}
     assert result.properties.tokens_checked == sorted({*serving_calls.TOKEN_COUNTS, *serving_calls.MANY_TOKENS})
     assert result.properties.repeatable is True and result.properties.repeats >= 2
     edges = {edge + step for edge in (1, 16, 32, 64, 128, 256, 512) for step in (-1, 0, 1)} - {0}

@@ -340,9 +340,8 @@ class SecondStream(Right):
         self.stream = getattr(self, "stream", None) or torch.cuda.Stream()
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            for _ in range(20):
-                y = super().matmul(x, weight)
-        return y
+            torch.cuda._sleep(10_000_000)       # 5 ms: longer than the host takes to read the output
+            return super().matmul(x, weight)
 
 
 @implementation("faulty_shared_workspace")

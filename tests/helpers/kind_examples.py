@@ -115,7 +115,8 @@ PLANTED = {
 }
 """Implementations of tests/faulty_impls, on e4m3fn-row."""
 TIMED = {Kind.FROZEN_INPUT: "input_frozen", Kind.RESULT_REMEMBERED: "result_remembered"}
-GPU_ONLY = {Kind.STREAM_UNSAFE: "sums in a buffer that streams share", Kind.HIDDEN_WORK: "work on another stream"}
+GPU_ONLY = {Kind.STREAM_UNSAFE: "sums in a buffer that streams share", Kind.HIDDEN_WORK: "work on another stream",
+            Kind.READS_EARLY: "a kernel launched early that does not wait"}
 
 
 @cache

@@ -38,6 +38,21 @@ def test_a_weight_that_a_library_quantized_is_read_back_by_the_oracle_and_is_its
             assert y.dtype == dtype and (y.double() - expected).norm() < 4e-3 * expected.norm()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["e4m3fn-row", "e5m2-row", "nvfp4"])
+def test_torchaos_product_compiles_as_one_graph_and_stays_the_same(scheme):
+    peer = installed("torchao")
+    from fpxbench.impls.peers.torchao import tensor_of
+
+    weight = peer.quantize(torch.randn(96, 128), scheme_named(scheme))
+    for m in (1, 5):
+        x = torch.randn(m, 128, dtype=torch.bfloat16)
+        with torch.no_grad():
+            seen = peer.compiled(x, tensor_of(weight, x.dtype))
+        expected = peer.matmul(x, weight).double()
+        assert type(seen) is torch.Tensor and (seen.double() - expected).norm() < 4e-3 * expected.norm()
+
+
 def test_shapes_that_a_library_does_not_store_are_refused_by_name():
     with pytest.raises(NotImplementedError, match="not 75"):
         installed("torchao").quantize(torch.randn(8, 75), scheme_named("nvfp4"))

@@ -177,6 +177,8 @@ PLANTS = (
     # Only on a GPU.
     Plant("second_stream", "e4m3fn-row", GPU, W, Kind.OUTPUT_CHANGED),
     Plant("shared_workspace", "e4m3fn-row", GPU, W, Kind.STREAM_UNSAFE),
+    Plant("reads_early", "e4m3fn-row", GPU, W, Kind.READS_EARLY, "does not wait for it"),
+    Plant("waits", "e4m3fn-row", GPU, Status.OK, None),
     # Ends.
     Plant("segfault", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
     Plant("segfault_when_stored", "e4m3fn-row", SEED, Status.CRASH, None, "SIGSEGV"),
