@@ -140,6 +140,18 @@ def test_the_late_kernel_lets_the_next_one_begin_first_then_waits_then_writes(ar
     assert body[clock:write].count("%globaltimer") == 2 and "griddepcontrol.wait" not in body
 
 
+def test_a_build_on_which_the_late_kernel_does_not_compile_is_not_the_implementations_fault(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(values: Tensor, x: Tensor) -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    Device(monkeypatch)
+    monkeypatch.setattr(early_launch, "_write_late", fails)
+    examination = asked(Right())
+    assert early_launch.check_early_launch(examination) is None
+    assert "PassManager::run failed" in examination.not_asked[early_launch.NAME] and not examination.covered
+
+
 @pytest.mark.parametrize("waits", [False, True])
 def test_of_the_planted_kernels_one_waits(waits: bool) -> None:
     known, failures = discover([FAULTY_IMPLS])
