@@ -57,7 +57,7 @@ def check_early_launch(examination: Examination) -> Verdict | None:
         return Verdict(
             status=Status.WRONG, kind=Kind.READS_EARLY, evidence=comparison_evidence(comparison) | {"call": number},
             summary="is launched before the kernel that writes its activation has ended, and does not wait for it:"
-                    f" right after a finished kernel, and behind a running one {comparison.message()}")
+                    f" right after a finished kernel; behind a running one, {comparison.message()}")
     examination.covered[NAME] = (f"{CALLS} calls behind a kernel that lets the next one begin before it writes the"
                                  " activation")
     return None
