@@ -17,14 +17,15 @@ import sys
 
 import torch
 
-from fpxbench.checking import correctness, inputs
-from fpxbench.checking.contract import ContractViolation
+from fpxbench.checking import activation_rules, correctness, inputs
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import compare
 from fpxbench.implementation import discover, find
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
+from fpxbench.records.verdict import Status
 from fpxbench.sweep import trial
+from fpxbench.sweep.messages import TrialRequest
 
 case = Case(
     {fields},
@@ -46,53 +47,34 @@ weight = inputs.make_weight(case, seed, device)              # fp32 [N, K]
 stored = implementation.quantize(weight, scheme)
 decoded = implementation.dequantize(stored).float()         # what the stored codes and scales stand for
 operands = Operands(case, device, seed, weight, stored, decoded)
+activation_rules.find_rule(implementation, operands, trial.explain_in_a_sweep)     # how it rounds x, if it does
 product = implementation
-
-
-def verdict_of_more_calls():
-    return (
-        trial.check_quantization(implementation, operands)
-        or correctness.check_calls(implementation, operands)[1]
-        or correctness.check_one_hot(implementation, operands)
-        or correctness.check_configs(implementation, operands)
-    )
 '''
 
 _EXPERTS = '''
-from fpxbench.checking import expert_calls
-from fpxbench.checking.examination import Examination
 from fpxbench.checking.expert_operands import GroupedProduct
 
 operands = trial.prepare_experts(implementation, case, device, seed)
 stored = operands.weight                                    # of all experts
 # x [T, K] -> implementation.grouped_matmul(x, stored, operands.offsets), with the offsets drawn with x
 product = GroupedProduct(implementation, operands)
-
-
-def verdict_of_more_calls():
-    return expert_calls.check_experts(Examination(product, operands, budget_s=5.0))[1]
 '''
 
 _CALLS = '''
-right = True
 for number in range(correctness.CALLS):
     x = operands.activation(number)                         # [M, K], fresh for each call
     y = product.matmul(x, stored)                           # [M, N]
     # x @ decoded.T in float64, and how far a right y may lie from it
     exact = operands.reference(x, implementation)
     found = compare(y, exact)
-    right &= found.within
     print(f"call {number}: relative error {found.relative_error:.4g}, at most {found.bound:.4g} is right;"
           f" {found.outside} of {y.numel()} elements outside")
 
-# Faults that a product of random operands may hide: unwritten memory, changed inputs, single codes, single
-# configurations.
-try:
-    verdict = verdict_of_more_calls()
-except ContractViolation as violation:
-    verdict = violation.verdict
-if verdict is not None:
-    right = False
+# Every check of a sweep, on an instance of its own: single codes, other token counts and layouts, unwritten memory, ...
+request = TrialRequest(case=case, device=device, seed=seed, timing_budget_s=0, check_budget_s=5)
+verdict = trial.diagnosed_trial(find(case.implementation, known)(), request)
+right = verdict.status is Status.OK
+if not right:
     print(f"{verdict.headline}: {verdict.summary}")
 '''
 

@@ -51,6 +51,25 @@ class DropsSmallest(Upcast):
         return (x.float() @ decoded.T).to(x.dtype)
 
 
+@implementation("wrong_for_17")
+class WrongFor17(Upcast):
+    """Is wrong for one number of tokens, which is not the case's."""
+
+    def matmul(self, x, weight):
+        return super().matmul(x, weight) * (2 if x.shape[0] == 17 else 1)
+
+
+@implementation("only_contiguous")
+class OnlyContiguous(Upcast):
+    """Reads a batch's first matrix alone."""
+
+    def matmul(self, x, weight):
+        y = super().matmul(x, weight)
+        if x.dim() == 3:
+            y[1:] = y[:1]
+        return y
+
+
 @implementation("aborts")
 class Aborts(Upcast):
     def matmul(self, x, weight):
@@ -101,7 +120,7 @@ def test_the_script_finds_a_single_code_read_wrongly(faulty: Path) -> None:
         record(case("drops_smallest", **SMALL), Verdict(status=Status.WRONG, summary="reads a code as 0")), faulty
     )
     assert done.returncode == 1, done.stderr
-    assert "reads the weight at row" in done.stdout
+    assert "wrong (subnormal_wrong): " in done.stdout and "0x01 0.0000.001 as 0 instead of" in done.stdout
 
 
 def test_the_script_of_a_crashing_case_crashes(faulty: Path) -> None:
@@ -137,3 +156,16 @@ def test_the_script_of_experts_multiplies_them_all(tmp_path: Path) -> None:
     path.write_text(script)
     done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip().endswith("right"), done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("implementation", "kind"), [
+    ("wrong_for_17", Kind.M_DEPENDENT), ("only_contiguous", Kind.ACTIVATION_LAYOUT)])
+def test_the_script_makes_the_calls_that_the_sweep_made(implementation: str, kind: Kind, faulty: Path) -> None:
+    done = run(record(case(implementation, **SMALL | {"m": 3}), Verdict(status=Status.WRONG, kind=kind)), faulty)
+    assert done.returncode == 1 and f"wrong ({kind})" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("scheme", ["e4m3fn-row+e4m3fn-row", "mxfp4+mxfp8_e4m3fn"])
+def test_the_script_knows_that_activations_are_rounded(scheme: str, faulty: Path) -> None:
+    done = run(record(case("eager_upcast", scheme, **SMALL | {"m": 3})), faulty)
+    assert done.returncode == 0 and done.stdout.count(" 0 of 192 elements outside") == 3, done.stdout + done.stderr
