@@ -16,15 +16,15 @@ from torch import Tensor
 
 from fpxbench.checking import contract, device_wait, poison
 from fpxbench.checking.examination import Examination, is_refusal
-from fpxbench.checking.reference import compare
-from fpxbench.checking.wrong_output import comparison_evidence, judge
+from fpxbench.checking.reference import Comparison, Reference, compare
+from fpxbench.checking.wrong_output import Again, comparison_evidence, judge
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status, Verdict
 
 NAME = "early launch"
 LEAST_CAPABILITY = (9, 0)
-CALLS = 3
+CALLS, MORE_CALLS = 3, 8
 
 
 def check_early_launch(examination: Examination) -> Verdict | None:
@@ -36,13 +36,14 @@ def check_early_launch(examination: Examination) -> Verdict | None:
         examination.not_asked[NAME] = reason
         return None
     x = operands.activation(NAME)
-    late, expected = _BehindALateWrite(examination, x.clone()), operands.reference(x, implementation)
+    late, expected = _BehindALateWrite(examination, x), operands.reference(x, implementation)
     try:
         _write_late(x, x.clone())       # compiles
     except Exception as error:      # not the implementation's: a build without Triton, or one that breaks this kernel
         if not is_refusal(error):
             raise
-        examination.not_asked[NAME] = f"the kernel that writes late failed: {type(error).__name__}: {error}"[:200]
+        first_line = next(iter(str(error).splitlines()), "")[:160]
+        examination.not_asked[NAME] = f"the kernel that writes late failed: {type(error).__name__}: {first_line}"
         return None
     for number in range(CALLS):
         pattern = poison.PATTERNS[number % len(poison.PATTERNS)]
@@ -54,27 +55,45 @@ def check_early_launch(examination: Examination) -> Verdict | None:
         compared = compare(alone.seen, expected)
         if not compared.within:
             return judge(again, alone, compared, expected, pattern=pattern)
-        return Verdict(
-            status=Status.WRONG, kind=Kind.READS_EARLY, evidence=comparison_evidence(comparison) | {"call": number},
-            summary="is launched before the kernel that writes its activation has ended, and does not wait for it:"
-                    f" right after a finished kernel; behind a running one, {comparison.message()}")
+        return _told_apart(late, again, expected, comparison, pattern)
     examination.covered[NAME] = (f"{CALLS} calls behind a kernel that lets the next one begin before it writes the"
                                  " activation")
     return None
 
 
+def _told_apart(late: _BehindALateWrite, again: Again, expected: Reference, wrong: Comparison, pattern: int) -> Verdict:
+    """Return the verdict on a product that was wrong behind the late kernel and right after it: whether that is the
+    rule, or was chance."""
+    x, operands = late.x, late.examination.operands
+    outputs = [(contract.call(late, x, operands.weight, operands.device, pattern), again(pattern))
+               for _ in range(MORE_CALLS)]
+    behind, alone = (sum(not compare(output.seen, expected).within for output in each)
+                     for each in zip(*outputs, strict=True))
+    evidence = comparison_evidence(wrong) | {"calls": MORE_CALLS, "wrong_behind": behind, "wrong_alone": alone}
+    if alone or 2 * behind < MORE_CALLS:
+        return Verdict(
+            status=Status.WRONG, kind=Kind.NOT_REPEATABLE, evidence=evidence,
+            summary=f"wrong in {behind} of {MORE_CALLS} calls behind a running kernel and in {alone} of as many by"
+                    f" themselves, with the same operands: {wrong.message()}")
+    return Verdict(
+        status=Status.WRONG, kind=Kind.READS_EARLY, evidence=evidence,
+        summary="is launched before the kernel that writes its activation has ended, and does not wait for it: right"
+                f" after a finished kernel; wrong in {behind} of {MORE_CALLS} calls behind a running one:"
+                f" {wrong.message()}")
+
+
 class _BehindALateWrite:
     """A `matmul` whose activation is written by a kernel that runs while the call's own kernels are launched."""
 
-    def __init__(self, examination: Examination, values: Tensor) -> None:
-        self.implementation, self.values, self.queueing_s = examination.implementation, values, 0.0
+    def __init__(self, examination: Examination, x: Tensor) -> None:
+        self.examination, self.x, self.values, self.queueing_s = examination, x, x.clone(), 0.0
 
     def __call__(self, x: Tensor, weight: QuantizedWeight) -> Tensor:
         device_wait.hold_stream(2 * self.queueing_s)
         began = perf_counter()
         x.fill_(float("nan"))
         _write_late(self.values, x)
-        y = self.implementation.matmul(x, weight)
+        y = self.examination.implementation.matmul(x, weight)
         self.queueing_s = perf_counter() - began
         return y
 
