@@ -95,7 +95,8 @@ def file_activations(given: str) -> tuple[TensorSource, int]:
         names = ", ".join(entry.name for entry in tensors[:5])
         raise CheckpointError(f"{path}: activations are one tensor [..., K] of floating-point numbers, as in FILE:NAME;"
                               f" {f'{len(tensors)} fit: {names}' if tensors else 'none fits'}")
-    return TensorSource(path=str(path.absolute()), name=tensors[0].name), tensors[0].shape[-1]
+    source = TensorSource(path=str(path.absolute()), name=tensors[0].name, digest=_digest(tensors))
+    return source, tensors[0].shape[-1]
 
 
 def split_name(given: str) -> tuple[Path, str]:
@@ -129,10 +130,14 @@ def _workload(prefix: str, name: str, entries: Iterable[TensorEntry]) -> str:
     safe = re.sub(r"[^A-Za-z0-9_.-]", "-", name)
     if len(safe) > _LONGEST_NAME:
         safe = "-" + safe[1 - _LONGEST_NAME:]
+    return f"{prefix}{safe}.{_digest(entries)[:6]}"
+
+
+def _digest(entries: Iterable[TensorEntry]) -> str:
     digest = hashlib.sha256()
     for part in _sampled(entries):
         digest.update(part)
-    return f"{prefix}{safe}.{digest.hexdigest()[:6]}"
+    return digest.hexdigest()[:16]
 
 
 def _sampled(entries: Iterable[TensorEntry]) -> Iterator[bytes]:

@@ -28,3 +28,5 @@ class TensorSource(BaseModel):
 
     path: str
     name: str
+    digest: str
+    """Of its shape, dtype, and first and last bytes."""

@@ -88,15 +88,14 @@ def _records_of_build(name: str, known_builds: Timeline, results: Path, machine:
     for path in store.files():
         if machine is not None and path.parent.parent.name != machine:
             continue
-        first = next(iter(store.read(path)[0]), None)
-        if first is None:
-            continue
-        labels.add(first.build.label)
-        if key == first.build.key or name in (first.build.label, first.build.torch):
-            read, broken = store.read(path)
+        read, broken = store.read(path)
+        labels |= {record.build.label for record in read}
+        of_build = [record for record in read
+                    if (record.build.key == key if key else name in (record.build.label, record.build.torch))]
+        if of_build:
             for line in broken:
                 err.print(str(line), markup=False, style="yellow")
-            found += [record for record in read if key in (None, record.build.key)]
+            found += of_build
     if not found:
         where = f" of machine {machine!r}" if machine else ""
         raise UsageError(

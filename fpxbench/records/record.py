@@ -360,6 +360,8 @@ class Record(StoredRecord):
     source: Revision = ""
     """Digest of the implementation's source, since an edited implementation is measured again."""
     seed: Integer | None = None
+    activations: Revision = ""
+    """Digest of a file's activations; empty if they were made from the seed."""
 
     @property
     def id(self) -> str:

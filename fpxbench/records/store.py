@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic
+from typing import BinaryIO, Generic
 
 from pydantic import ValidationError
 from typing_extensions import TypeVar
@@ -91,7 +91,7 @@ class Store(Generic[R]):
         records: list[R] = []
         broken: list[BrokenLine] = []
         with open(path, "rb") as file:
-            for number, line in enumerate(_lines(file), 1):
+            for number, line in enumerate(lines_of(file), 1):
                 if not line.strip():
                     continue
                 try:
@@ -126,13 +126,16 @@ def folder_of(path: Path) -> tuple[str, str]:
 
 def latest(records: list[R]) -> list[R]:
     """Return the last record of each (case or conversion, build, machine), in order of first appearance."""
-    newest: dict[tuple[str, str, str, str], R] = {}
+    newest: dict[tuple[str | None, ...], R] = {}
     for record in records:
-        newest[(record.machine.name, record.build.torch, record.build.variant, record.id)] = record
+        build = record.build
+        # Source builds of one version may differ in their commit and their Triton.
+        source = (build.git, build.triton) if build.channel == "source" else ()
+        newest[(record.machine.name, build.torch, build.variant, *source, record.id)] = record
     return list(newest.values())
 
 
-def _lines(file) -> Iterator[bytes]:
+def lines_of(file: BinaryIO) -> Iterator[bytes]:
     """Yield the lines, those longer than `MAX_LINE_BYTES` cut to one byte more."""
     while line := file.readline(MAX_LINE_BYTES + 1):
         if len(line) > MAX_LINE_BYTES and not line.endswith(b"\n"):

@@ -128,9 +128,12 @@ class Gate:
 
     @contextlib.contextmanager
     def member(self, pid: int, purpose: str, watch: Stopwatch | None = None) -> Iterator[Member]:
-        """Wait until nothing is timed, then make a process a member for the duration of the context."""
+        """Wait until nothing is timed, with `watch` on hold, then make a process a member for the duration of the
+        context."""
         member = Member(pid, purpose, self._groups, watch or Stopwatch())
+        member.watch.hold()
         with self.untimed():
+            member.watch.release()
             self._members.append(member)
             self.most_at_once = max(self.most_at_once, len(self._members))
         try:

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel
 
 from fpxbench.builds.installed import installed_build
+from fpxbench.cache_folder import cache_root
 from fpxbench.checkpoint.weight_source import TensorSource, WeightSource
 from fpxbench.records.case import Case
 from fpxbench.sweep.settings import Settings
@@ -57,6 +58,10 @@ SHARED_PLAN_VARIABLE = "FPX_SHARED_PLAN"
 """Path of a shared plan: the first process writes its cases there, and later ones, with any PyTorch, read them."""
 
 
+VISIBLE_DEVICES = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+GPU_DEVICES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/kfd")
+
+
 def planned_cases(settings: Settings) -> list[str]:
     """Return the ids of the cases to run, planned in a child process (this one does not import torch), and cached while
     settings, implementations and PyTorch stay the same.
@@ -73,7 +78,7 @@ def planned_cases(settings: Settings) -> list[str]:
 
 
 def _own_plan(settings: Settings) -> list[str]:
-    cache = Path(tempfile.gettempdir()) / f"fpxbench-plans-{os.getuid()}" / f"{_plan_digest(settings)}.json"
+    cache = cache_root() / "plans" / f"{_plan_digest(settings)}.json"
     try:
         return json.loads(cache.read_text())
     except (OSError, ValueError):
@@ -84,7 +89,7 @@ def _own_plan(settings: Settings) -> list[str]:
         raise RuntimeError(
             done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"planning failed ({done.returncode})")
     ids = json.loads(done.stdout.splitlines()[-1])
-    cache.parent.mkdir(mode=0o700, exist_ok=True)
+    cache.parent.mkdir(parents=True, exist_ok=True)
     write_whole(cache, json.dumps(ids))
     return ids
 
@@ -101,6 +106,10 @@ def _plan_digest(settings: Settings) -> str:
     package = Path(__file__).parents[1]
     digest = hashlib.sha256(settings.model_dump_json().encode())
     digest.update(f"{sys.executable} {installed_build().torch}".encode())
+    # Plug-ins and peers are installed packages, and a plan is of the devices that are visible.
+    installed = sorted(f"{each.name}=={each.version}" for each in importlib.metadata.distributions())
+    visible = [(name, os.environ.get(name)) for name in VISIBLE_DEVICES]
+    digest.update(repr((installed, visible, [Path(device).exists() for device in GPU_DEVICES])).encode())
     for file in (settings.checkpoint, settings.weights, settings.activations):
         if file is not None:
             digest.update(_dates(Path(file)).encode())

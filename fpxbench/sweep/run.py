@@ -18,7 +18,7 @@ from fpxbench.sweep.gate import Gate
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.lineup import Durations, Lineup
 from fpxbench.sweep.live_report import LiveReport
-from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.sweep.messages import TIMING_OFF, TrialRequest, TrialResult
 from fpxbench.sweep.plan import LAST_STAGE, Plan, Planned, stage
 from fpxbench.sweep.pool import Pool, Room, usable_cores
 from fpxbench.sweep.progress import Progress
@@ -81,7 +81,7 @@ def main_sweep(settings: Settings, progress: Progress | None = None) -> Sweep:
         machine = machine_here(isolation, plan.device, settings.machine, timed=bool(settings.timing_budget_s))
         store.make_folder()
         sweep = Sweep(build, machine, not_loaded=plan.not_loaded, gate=Gate(groups=machine.kind == "cpu"))
-        done = {} if settings.fresh else _already_measured(store, machine, build, plan)
+        done = {} if settings.fresh else _already_measured(store, machine, build, plan, settings)
         todo = [planned for planned in plan.cases if planned.case.id not in done]
         sweep.resumed = len(plan.cases) - len(todo)
         room = Room(machine, settings.memory_limit)
@@ -196,6 +196,7 @@ class _Cases:
             "case": planned.case, "build": self.build, "machine": self.machine,
             "seed": seed if seed is not None else secrets.randbelow(1 << 31),
             "about": self.plan.about.get(name, ""), "source": self.plan.sources.get(name, ""),
+            "activations": _digest(planned),
         }
 
     def _request(self, planned: Planned, seed: int) -> TrialRequest:
@@ -219,14 +220,25 @@ def machine_here(isolation: Isolation, device: str | None, name: str | None, *, 
     return outcome.required(Machine, f"the device {device or 'of this machine'!r} could not be {how}")
 
 
-def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan) -> dict[str, Record]:
-    """Return the records that are still valid: of this build, and of implementations that have not been edited."""
+def _digest(planned: Planned) -> str:
+    return planned.activations.digest if planned.activations is not None else ""
+
+
+def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan, settings: Settings,
+                      ) -> dict[str, Record]:
+    """Return the records that answer this sweep's questions: of this build and device, of implementations that have not
+    been edited, on the same activations, with the seed that was asked for, and timed if this sweep times."""
     path = store.file(machine.name, build)
     if not path.exists():
         return {}
     records, _ = store.read(path)
+    activations = {planned.case.id: _digest(planned) for planned in plan.cases}
     return {
         record.case.id: record for record in latest(records)
         if record.build.key == build.key and record.source == plan.sources.get(record.case.implementation, "")
+        and (record.machine.device, record.machine.arch) == (machine.device, machine.arch)
+        and record.activations == activations.get(record.case.id)
+        and settings.seed in (None, record.seed)
+        and not (settings.timing_budget_s and record.no_timing == TIMING_OFF)
         and record.verdict.status is not Status.MISSING     # a missing dependency may have been installed
     }

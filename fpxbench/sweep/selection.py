@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
@@ -28,7 +27,7 @@ from fpxbench.records.store import first_mistake
 from fpxbench.sweep.file_cases import cases_of_files, with_activations
 from fpxbench.sweep.plan import Plan, Planned, stage
 from fpxbench.sweep.settings import Settings
-from fpxbench.workloads import CANARIES, is_from_file, workloads
+from fpxbench.workloads import CANARIES, is_from_file, ranks_in, workloads
 
 
 class _Block(NamedTuple):
@@ -163,8 +162,7 @@ def _selected(
     settings: Settings, device: str, known: dict[str, type[Implementation]], names: list[str]
 ) -> dict[str, Planned]:
     """Return the cases of the profile and the globs, by id."""
-    in_globs = (int(size) for glob in settings.workload for size in re.findall(r"\.tp([1-9]\d{0,3})", glob))
-    ranks = tuple(sorted({*settings.tp, *in_globs}))
+    ranks = tuple(sorted({*settings.tp, *ranks_in(settings.workload)}))
     layers = {f"{w.name}/m{m}": (w, m) for w in workloads(ranks).values() for m in w.m}
 
     planned: dict[str, Planned] = {}

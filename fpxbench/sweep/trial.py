@@ -66,7 +66,7 @@ from fpxbench.records.kinds import Group, Kind
 from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep import file_operands
-from fpxbench.sweep.messages import TrialRequest, TrialResult
+from fpxbench.sweep.messages import TIMING_OFF, TrialRequest, TrialResult
 from fpxbench.workloads import WeightContents, contents_of, is_canary
 
 CALLS_AFTER_TIMING = 1
@@ -446,7 +446,7 @@ def _no_timing(implementation: Implementation, request: TrialRequest) -> str | N
     if request.case.m == 0:
         return "no tokens: there is nothing to time"
     if request.timing_budget_s <= 0:
-        return "timing was turned off"
+        return TIMING_OFF
     return implementation.no_timing(request.device)
 
 

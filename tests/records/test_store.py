@@ -106,3 +106,14 @@ def test_a_folder_without_records_has_none(tmp_path):
 def test_a_machine_whose_name_is_a_path_is_not_looked_up(tmp_path, machine):
     with pytest.raises(ValueError, match="cannot be a folder or file name"):
         Store(tmp_path).file(machine, BUILD)
+
+
+def test_source_builds_of_one_version_are_several_builds():
+    builds = [BUILD.model_copy(update={"channel": "source", "triton": triton, "git": git})
+              for triton, git in (("3.8.0", "abc"), ("3.9.0", "abc"), ("3.9.0", "def"))]
+    records = [record(case(), build=build).model_copy(update={"elapsed_s": number})
+               for number in (0, 1) for build in builds]
+    assert [(each.build.triton, each.build.git, each.elapsed_s) for each in latest(records)] == [
+        ("3.8.0", "abc", 1), ("3.9.0", "abc", 1), ("3.9.0", "def", 1)]
+    released = [record(case(), build=BUILD.model_copy(update={"triton": triton})) for triton in ("3.8.0", "3.9.0")]
+    assert latest(released) == released[1:]     # its Triton is pinned

@@ -178,6 +178,25 @@ def test_a_process_begins_only_after_the_timing_that_goes_on():
     assert order == ["timed", "began"]
 
 
+def test_waiting_for_the_timing_that_goes_on_is_not_the_cases_own_time():
+    gate, watch = Gate(groups=True), Stopwatch()
+
+    def begin():
+        with gate.member(1 << 22, "new", watch):
+            pass
+
+    with gate.member(1 << 22, "timed") as timed:
+        gate.begin_timing(timed)
+        thread = threading.Thread(target=begin)
+        thread.start()
+        thread.join(0.3)
+        assert thread.is_alive() and watch.waited_s > 0.8 * watch.elapsed_s
+    thread.join()
+    waited = watch.waited_s
+    time.sleep(0.01)
+    assert watch.waited_s == waited
+
+
 def test_holds_of_a_stopwatch_nest():
     watch = Stopwatch()
     watch.hold()

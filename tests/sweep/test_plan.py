@@ -1,12 +1,15 @@
 """Which cases a sweep has: profiles, globs, and names that nothing is called."""
 
+import importlib.metadata
 import json
 from itertools import groupby
+from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
 
 from fpxbench.implementation import Support, discover
+from fpxbench.sweep import plan as plan_module
 from fpxbench.sweep.plan import planned_cases
 from fpxbench.sweep.selection import PROFILES, make_plan
 from fpxbench.sweep.settings import Settings
@@ -192,7 +195,7 @@ def test_a_plan_says_what_could_not_be_loaded_and_what_each_implementation_is(st
 
 
 def test_another_process_plans_the_same_cases_less_those_refused(stub, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     settings = Settings(device="cpu", impls=(stub,), implementation=("plan_stub",), scheme=("int8-row", "mxfp4"),
                         workload=("canary.seed",))
     first = planned_cases(settings)
@@ -266,3 +269,16 @@ def test_layers_of_a_tensor_parallel_rank_are_planned_by_option_or_by_name():
     ]
     planned = make_plan(Settings(workload=("llama3-70b.qkv.tp8/m16",), **common)).cases
     assert [(case.case.id, case.case.n) for case in planned] == [("dense/bf16/llama3-70b.qkv.tp8/m16/bf16", 1280)]
+
+
+@pytest.mark.parametrize("change", ["a package", "the visible devices"])
+def test_a_plan_is_made_again_where_its_answers_may_differ(change, monkeypatch):
+    settings = Settings(device="cpu", scheme=("int8-row",))
+    before = plan_module._plan_digest(settings)
+    assert plan_module._plan_digest(settings) == before
+    if change == "a package":
+        installed = [*importlib.metadata.distributions(), SimpleNamespace(name="a-plugin", version="1.0")]
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert plan_module._plan_digest(settings) != before

@@ -7,9 +7,11 @@ import signal
 import sys
 import time
 
+import numpy as np
 import psutil
 import pytest
 import sample_records as sample
+from safetensors.numpy import save_file
 from swept import SCHEMES, lines, settings, start, verdicts, write
 
 from fpxbench.checking.device_lock import device_lock
@@ -50,6 +52,36 @@ def test_a_sweep_records_resumes_and_measures_an_edited_implementation_again(tmp
 
     fresh, _ = sweep(results, impls, fresh=True, implementation=("swept_b",))
     assert fresh.resumed == 0 and len(lines(results)) == 12
+
+
+def test_a_record_that_answers_another_question_is_not_kept(tmp_path):
+    impls, results = write(tmp_path / "impls", "swept_a"), tmp_path / "results"
+    only = {"scheme": ("e4m3fn-row",)}
+    first, _ = sweep(results, impls, **only)
+    save_file({"x": np.ones((4, first.records[0].case.k), np.float32)}, tmp_path / "x.safetensors")
+    given = only | {"activations": f"{tmp_path}/x.safetensors"}
+
+    def resumed(**more):
+        return sweep(results, impls, **more)[0].resumed
+
+    assert resumed(**only) == 1 and resumed(seed=2, **only) == 0 and resumed(seed=2, **only) == 1
+    assert resumed(seed=None, **only) == 1                                          # any seed will do
+    assert resumed(seed=2, **given) == 0 and resumed(seed=2, **given) == 1 and resumed(seed=2, **only) == 0
+    assert resumed(seed=2, timing_budget_s=0.01, **only) == 1                       # a canary is never timed
+
+    [path] = Store(results).files()
+    for field, other in (("device", "another device"), ("arch", "another arch")):
+        record = Store(results).read_all()[0][-1]
+        machine = record.machine.model_copy(update={field: other})
+        Store(results).append(record.model_copy(update={"machine": machine}))
+        assert resumed(seed=2, **only) == 0, field
+
+
+def test_a_case_whose_timing_was_turned_off_is_measured_where_it_is_timed(tmp_path):
+    impls, results = write(tmp_path / "impls", "swept_a"), tmp_path / "results"
+    only = {"scheme": ("e4m3fn-row",), "workload": ("llama3-8b.k/m1",)}
+    for timed, kept in ((0.0, 0), (0.0, 1), (0.01, 0), (0.01, 1), (0.0, 1)):
+        assert sweep(results, impls, timing_budget_s=timed, **only)[0].resumed == kept
 
 
 def test_what_breaks_is_a_record_and_the_rest_of_the_sweep_runs(tmp_path):

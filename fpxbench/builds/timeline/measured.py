@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from fpxbench.builds.timeline.commit import commit_hash
 from fpxbench.builds.timeline.entry import EPOCH, Entry
 from fpxbench.records.record import Build, Record
-from fpxbench.records.store import Store
+from fpxbench.records.store import Store, lines_of
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def measured(results: Path) -> Iterator[BuildRecords]:
     for path in Store(results).files():
         machine = path.parent.parent.name
         with open(path, "rb") as lines:
-            build = next(filter(None, map(_build_of_record, lines)), None)
+            build = next(filter(None, map(_build_of_record, lines_of(lines))), None)
             if build is None:
                 continue
             if build.channel != "source":
@@ -42,10 +43,16 @@ def measured(results: Path) -> Iterator[BuildRecords]:
                                sum(chunk.count(b"\n") for chunk in iter(lambda: lines.read(1 << 20), b"")))
                 continue
             lines.seek(0)
-            builds = [found for line in lines if (found := _build_alone(line)) is not None]
+            builds = [found for line in lines_of(lines) if (found := _build_alone(line)) is not None]
         counts = Counter(map(commit_hash, builds))
         for key, known in {commit_hash(one): one for one in builds}.items():
             yield BuildRecords(machine, known, counts[key])
+
+
+class _BuildAlone(BaseModel):
+    """What a record says of its build."""
+
+    build: Build
 
 
 def _build_of_record(line: bytes) -> Build | None:
@@ -57,8 +64,8 @@ def _build_of_record(line: bytes) -> Build | None:
 
 def _build_alone(line: bytes) -> Build | None:
     try:
-        return _possible(Build.model_validate(json.loads(line)["build"]))
-    except (ValueError, KeyError, TypeError):
+        return _possible(_BuildAlone.model_validate_json(line).build)
+    except ValueError:
         return None
 
 
