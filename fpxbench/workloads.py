@@ -14,6 +14,7 @@ import importlib.metadata
 import os
 import re
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cache
@@ -35,6 +36,11 @@ ROUTINGS_OF_MODELS = (Routing.UNIFORM, Routing.SKEWED)
 
 FROM_CHECKPOINT, FROM_FILE = "checkpoint.", "own."
 """What names of workloads begin with whose weights a file holds: quantized ones, and those to be quantized."""
+
+
+def ranks_in(names: Iterable[str]) -> tuple[int, ...]:
+    """Return the tensor-parallel sizes in names of workloads, or in globs over them: 8 of ``llama3-70b.down.tp8``."""
+    return tuple(sorted({int(size) for name in names for size in re.findall(r"\.tp([1-9]\d{0,3})", name)}))
 
 
 def is_from_file(workload: str) -> bool:
@@ -264,8 +270,7 @@ def workloads(ranks: tuple[int, ...] = ()) -> dict[str, Workload]:
 
 def workload_named(name: str) -> Workload:
     """Return the workload of that name. Raise ValueError naming the nearest ones."""
-    size = re.search(r"\.tp([1-9]\d{0,3})$", name)
-    known = workloads((int(size[1]),) if size else ())
+    known = workloads(ranks_in((name,)))
     if name in known:
         return known[name]
     hint = did_you_mean(name, known, f"`fpxbench list workloads` shows the {len(known)} there are", cutoff=0.4)

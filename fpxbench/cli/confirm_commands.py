@@ -28,11 +28,12 @@ from fpxbench.cli.common import (
 )
 from fpxbench.cli.timeline_commands import TimelineOption
 from fpxbench.counted import counted
-from fpxbench.records.case import Case, split_id
+from fpxbench.records.case import Activation, Case, split_id
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import Store
 from fpxbench.regressions.confirm import BUDGET_S, LEVEL
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, Metric
+from fpxbench.workloads import ranks_in
 
 if TYPE_CHECKING:
     from fpxbench.regressions.bisect import Bisection
@@ -297,6 +298,7 @@ def _is_due(finding, bench: _Bench) -> bool:
     given."""
     return (
         finding.direction == "worse"
+        and finding.stands
         and finding.outcome in (None, ConfirmationOutcome.UNDECIDED)
         and bench.machine in (None, finding.series.machine)
         and bench.variant in (None, DEFAULT_VARIANT, finding.series.variant)
@@ -345,14 +347,14 @@ def _case(case_id: str, results: Path) -> Case:
             for record in reversed(store.read(path)[0]):
                 if record.case.id == case_id:
                     return record.case
-    known = known_workloads()
+    known = known_workloads(ranks_in([parts["workload"]]))
     if parts["workload"] not in known:
         raise UsageError(
             f"no record of {case_id!r} in {results}, and no workload {parts['workload']!r}: `fpxbench list workloads` "
             f"prints them"
         )
-    shape = known[parts["workload"]]
-    return Case(**parts | {"m": int(parts["m"])}, n=shape.n, k=shape.k)
+    return known[parts["workload"]].case(parts["implementation"], parts["scheme"], int(parts["m"]),
+                                         cast(Activation, parts["activation"]))
 
 
 def _between(good: Entry, bad: Entry, entries: list[Entry]) -> list[Entry]:

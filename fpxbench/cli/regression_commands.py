@@ -102,9 +102,10 @@ def _failures(found) -> frozenset[Fail]:
     from fpxbench.regressions.change_report import Direction
     from fpxbench.regressions.confirmation import ConfirmationOutcome
 
-    worse = [finding for finding in (*found.suspects, *found.events) if finding.direction is Direction.WORSE]
+    worse = [finding for finding in (*found.suspects, *found.events)
+             if finding.direction is Direction.WORSE and finding.stands]
     kinds = {Fail.CONFIRMED for finding in worse if finding.outcome is ConfirmationOutcome.CONFIRMED}
-    metrics = {finding.series.metric for finding in worse if finding.outcome is not ConfirmationOutcome.REFUTED}
+    metrics = {finding.series.metric for finding in worse}
     from_metric = {"verdict": Fail.VERDICT, "median_us": Fail.SUSPECT}
     return frozenset(kinds | {from_metric.get(metric, Fail.FIGURE) for metric in metrics})
 

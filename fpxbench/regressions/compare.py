@@ -18,6 +18,8 @@ NOISE = 0.02
 """Difference between two sweeps of one build, as a logarithm, that their samples do not show (another process, other
 addresses): intervals are widened by it on both sides."""
 LEVEL = 0.95
+_LARGEST_LOG = 700.0
+"""exp() of more overflows. No real ratio is near it, but records come from other machines."""
 
 
 class ChangeClass(StrEnum):
@@ -67,7 +69,11 @@ def compare(before: Iterable[Record], after: Iterable[Record]) -> list[Compariso
         olds, news = (side.get(place, {}) for side in sides)
         pairs: list[tuple[Record | None, Record | None]] = [
             (olds[variant], news[variant]) for variant in olds.keys() & news.keys()]
-        pairs = pairs or [(next(iter(olds.values()), None), next(iter(news.values()), None))]
+        if pairs:
+            pairs += [(old, None) for variant, old in olds.items() if variant not in news]
+            pairs += [(None, new) for variant, new in news.items() if variant not in olds]
+        else:
+            pairs = [(next(iter(olds.values()), None), next(iter(news.values()), None))]
         rows += [_row(place, old, new) for old, new in pairs]
     return sorted(rows, key=_badness)
 
@@ -129,7 +135,8 @@ def _speedup_ratio(old: Timing, new: Timing) -> tuple[float, float, float] | Non
     value = math.log(new.speedup / old.speedup)
     below = math.hypot(math.log(new.speedup / new.speedup_ci95[0]), math.log(old.speedup_ci95[1] / old.speedup)) + NOISE
     above = math.hypot(math.log(new.speedup_ci95[1] / new.speedup), math.log(old.speedup / old.speedup_ci95[0])) + NOISE
-    return math.exp(value), math.exp(value - below), math.exp(value + above)
+    value, low, high = (math.exp(min(each, _LARGEST_LOG)) for each in (value, value - below, value + above))
+    return value, low, high
 
 
 _ORDER = {change: place for place, change in enumerate(ChangeClass)}

@@ -16,6 +16,7 @@ from fpxbench.builds.timeline import Entry
 from fpxbench.records.case import Case
 from fpxbench.records.record import Record
 from fpxbench.records.store import Store
+from fpxbench.workloads import is_from_file
 
 STARTING_S = 600.0
 """Time beyond the case's own limit: importing PyTorch, discovering implementations, measuring memory bandwidth."""
@@ -57,8 +58,12 @@ class CaseRunner(AbstractContextManager):
 def rerun(interpreter: Interpreter, case: Case, seed: int, conditions: Conditions) -> Record:
     """Return the record of one run, made in a temporary results folder.
 
-    Raise CannotRun, with the last output, if the process left no record. Ctrl-C kills its process group.
+    Raise CannotRun, with the last output, if the process left no record, and for a weight from a file. Ctrl-C kills its
+    process group.
     """
+    if is_from_file(case.workload):
+        raise CannotRun(f"the weight of {case.workload} comes from a file, which no record holds: run both builds with"
+                        " --checkpoint or --weights and compare them with `fpxbench compare`")
     with tempfile.TemporaryDirectory(prefix="fpxbench-rerun-") as name:
         folder = Path(name)
         (folder / "cases").write_text(case.model_dump_json())

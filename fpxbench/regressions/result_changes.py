@@ -14,7 +14,7 @@ import numpy as np
 from fpxbench.builds.timeline import Entry, Timeline
 from fpxbench.records.record import Build
 from fpxbench.records.store import Store
-from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Suspect, share
+from fpxbench.regressions.change_report import ChangeReport, Direction, Event, MachineMove, Series, Suspect, share
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome
 from fpxbench.regressions.decision_rule import LevelChange, detect
 from fpxbench.regressions.events import build_fields, events, series_of
@@ -35,10 +35,10 @@ class ResultChanges:
     events: list[Event] = field(default_factory=list)
     machine: list[MachineMove] = field(default_factory=list)
     troubles: list[str] = field(default_factory=list)
-    newest: list[Build] = field(default_factory=list)
-    """The newest build of each series of builds."""
+    newest: list[tuple[str, ...]] = field(default_factory=list)
+    """Machine, device, variant, channel and key of the newest build of each series of builds."""
     newest_of: list[tuple[str, Build]] = field(default_factory=list)
-    """The same, each with the name of its machine."""
+    """The same builds, each with the folder of its machine."""
     builds: int = 0
     """Number of builds in the longest series."""
 
@@ -49,13 +49,17 @@ class ResultChanges:
         self.builds = max(self.builds, other.builds)
 
     def of_newest_builds(self) -> ResultChanges:
-        """Return open findings: suspects that stand, and changes of the newest builds."""
-        keys = {build.key for build in self.newest}
+        """Return open findings: suspects that stand, and changes of the newest build of their own series."""
+        newest = set(self.newest)
         return replace(
             self, suspects=[suspect for suspect in self.suspects if suspect.stands],
-            events=[event for event in self.events if event.first_bad.key in keys],
-            machine=[move for move in self.machine if move.first.key in keys],
+            events=[event for event in self.events if _place(event.series, event.first_bad) in newest],
+            machine=[move for move in self.machine if _place(move, move.first) in newest],
         )
+
+
+def _place(series: Panel | Series | MachineMove, build: Build) -> tuple[str, ...]:
+    return series.machine, series.device, series.variant, series.channel, build.key
 
 
 def find_changes(results: Path, timeline: Timeline | None = None, machine: str | None = None,
@@ -82,12 +86,13 @@ def _without_series(results: Path, confirmations: dict[str, Confirmation], entri
                     machine: str) -> ResultChanges:
     """Return the changes of one machine."""
     of_machine, troubles = changes_of_machine(results, machine, confirmations, entries)
-    newest = [one.panel.builds[-1] for one in of_machine]
+    newest = [(one.panel, one.panel.builds[-1]) for one in of_machine]
     return ResultChanges(
         suspects=[suspect for one in of_machine for suspect in one.suspects],
         events=[event for one in of_machine for event in one.events],
         machine=[move for one in of_machine for move in one.moves],
-        troubles=troubles, newest=newest, newest_of=[(machine, build) for build in newest],
+        troubles=troubles, newest=[_place(panel, build) for panel, build in newest],
+        newest_of=[(machine, build) for _, build in newest],
         builds=max((len(one.panel.builds) for one in of_machine), default=0))
 
 

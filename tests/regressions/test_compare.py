@@ -82,8 +82,15 @@ def test_variants_are_compared_across_only_where_nothing_else_is_there_and_that_
     cuda = BEFORE.model_copy(update={"torch": "2.13.0", "variant": "cu130"})
     (row,) = compare([record(cuda, us=100)], [record(AFTER, us=100)])
     assert row.variants == ("cu130", "cpu")
-    (row,) = compare([record(cuda, us=50), record(BEFORE, us=100)], [record(AFTER, us=100)])
-    assert row.variants is None and row.change is ChangeClass.UNCHANGED
+    row, other = compare([record(cuda, us=50), record(BEFORE, us=100)], [record(AFTER, us=100)])
+    assert row.variants is None and row.change is ChangeClass.UNCHANGED and other.change is ChangeClass.ONLY_ONE
+
+
+def test_an_absurd_speedup_is_a_row():
+    old, new = (one.model_copy(update={"timing": one.timing.model_copy(update={
+        "speedup": speedup, "speedup_ci95": (speedup / 10, speedup * 10)})})
+        for one, speedup in ((record(BEFORE, us=100), 1e-200), (record(AFTER, us=100), 1e200)))
+    assert len(compare([old], [new])) == 1
 
 
 # ---- fpxbench compare

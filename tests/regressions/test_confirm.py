@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 
+from fpxbench.cli import confirm_commands
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Kind
 from fpxbench.records.record import Build, Machine, Record, Timing
@@ -13,6 +14,7 @@ from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 from fpxbench.regressions.confirm import LEVEL, MOST_PAIRS, PAIRS_BETWEEN_LOOKS, Question, confirm, decided
 from fpxbench.regressions.confirmation import Confirmation, ConfirmationOutcome, upstream_range
+from fpxbench.regressions.rerun import CannotRun, rerun
 from fpxbench.reports.history.issue_texts import confirmed, issues
 from fpxbench.stats import Ratio, fewest_pairs, ratio_of_pairs
 
@@ -271,3 +273,18 @@ def test_a_log_cannot_write_markup_into_an_issue(tmp_path):
     block = issue.body.split("log</summary>")[1]
     assert "`````\n```\n</details><script>" in block, "the fence is longer than any in the log"
     assert "`<script> @everybody`" in issue.body.replace("  ", " ")
+
+
+def test_a_weight_from_a_file_cannot_be_run_again_and_is_not_refuted():
+    case = Case(implementation="some", scheme="mxfp4", workload="checkpoint.model.q.abcdef", m=1, n=64, k=64)
+    with pytest.raises(CannotRun, match="comes from a file"):
+        rerun(None, case, 1, None)
+
+
+@pytest.mark.parametrize(("case_id", "experts", "n", "k"), [
+    ("some/bf16/gpt-oss-20b.experts_gate_up.uniform/m64/bf16", 32, 5760, 2880),
+    ("some/bf16/llama3-70b.down.tp8/m1/fp16", None, 8192, 3584),
+])
+def test_a_case_that_was_never_recorded_is_the_workloads(case_id, experts, n, k, tmp_path):
+    case = confirm_commands._case(case_id, tmp_path)
+    assert (case.id, case.experts, case.n, case.k) == (case_id, experts, n, k)

@@ -249,6 +249,17 @@ def test_what_was_refuted_is_kept_and_stands_no_more(slowed):
     assert suspect.id not in {other.id for other in found.of_newest_builds().suspects}
 
 
+def test_a_machine_that_stopped_does_not_make_an_ended_failure_of_another_current(tmp_path):
+    """The newest build is that of each series, not of all machines."""
+    nights(tmp_path, 6, (FUSED,), edit=verdicts(OK, OK, OK, OK, CRASH, OK))
+    for night in range(5):      # another machine, whose last build is the one that failed here
+        Store(tmp_path).append(record(FUSED, machine=CPU, build=nightly(night)))
+    found = find_changes(tmp_path)
+    assert [event.state for event in found.events if event.direction is Direction.WORSE] == [State.FIXED]
+    assert {event.direction for event in found.of_newest_builds().events} <= {Direction.BETTER}
+    assert run(tmp_path, "--fail-on", "verdict").exit_code == 0
+
+
 # ---- the command
 
 
