@@ -1,14 +1,18 @@
 """What users get wrong: each mistake either works or is refused in one sentence that names the value."""
 
 import io
+import json
 import math
+import re
 import sys
 
 import pytest
 import torch
+from commands import command
 from pydantic import ValidationError
 
-from fpxbench import cli
+from fpxbench import cli, quantize
+from fpxbench.cli.common import UsageError
 from fpxbench.implementation import Implementation, discover
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.case import Case
@@ -223,3 +227,31 @@ def test_a_listed_case_of_an_implementation_that_is_not_here_is_recorded_and_sai
     assert "not run: 1 case: no implementation 'absent'" in capsys.readouterr().out
     record, = Store(tmp_path / "results").read_all()[0]
     assert record.verdict.status is Status.MISSING
+
+
+@pytest.mark.parametrize(("scheme", "value", "dtype"), [
+    ("e4m3fn-row", 1e300, torch.float64), ("mxfp4", -1e39, torch.float64), ("fp16", 1e5, torch.float32)])
+def test_a_weight_that_is_finite_until_it_is_narrowed_is_refused(scheme, value, dtype):
+    weight = torch.ones(2, 64, dtype=dtype)
+    weight[1, 5] = value
+    with pytest.raises(ValueError, match="not finite in float(32|16): .* at row 1, column 5"):
+        quantize(weight, scheme)
+
+
+@pytest.mark.parametrize(("asked", "message"), [
+    ("implementations -i nope*", "no implementation 'nope\\*'"), ("workloads -w canary", "no workload 'canary'"),
+    ("schemes -s e4m3fn-rwo", "e4m3fn-rwo"), ("schemes --device tpu", "no device 'tpu'")])
+def test_a_filter_of_list_that_matches_nothing_is_refused(asked, message):
+    run = command("list", *asked.split())
+    assert isinstance(run.exception, (UsageError, ValueError)), run.output
+    assert re.search(message, str(run.exception))
+
+
+def test_list_shows_what_its_filters_match():
+    def shown(*asked):
+        return [next(iter(row.values())) for row in json.loads(command("list", *asked, "--json").stdout)]
+
+    assert shown("implementations", "-i", "int*") == ["int8_weight_only", "int_mm"]
+    schemes = shown("schemes", "-s", "mx*")
+    assert {"mxfp4", "mxfp8_e4m3fn"} <= set(schemes) and all(name.startswith("mx") for name in schemes)
+    assert shown("workloads", "-w", "llama3-70b.down.tp8") == ["llama3-70b.down.tp8"]

@@ -128,11 +128,12 @@ def _of_the_whole(checkpoint: Checkpoint, layers: list[QuantizedLayer], used: se
         if name in used or len(tensor.shape) < 2:
             continue
         packed = tensor.dtype in ("U8", "I8") and name.endswith(_PACKED)
-        if packed or tensor.dtype in _QUANTIZED_DTYPES:
-            reported.add(name)
+        if not packed and tensor.dtype not in _QUANTIZED_DTYPES or _scale_beside(checkpoint, name):
+            continue        # not codes, or reported below with its scale
+        reported.add(name)
         if packed and f"{name}.absmax" in checkpoint.tensors:
             problems.append(f"{name} has an absmax, but no quant_state that describes its blocks")
-        elif tensor.dtype in _QUANTIZED_DTYPES or packed:
+        else:
             problems.append(f"{name} holds {tensor.dtype} but has no scale")
     for name in checkpoint.tensors:
         if not name.endswith(_SCALES) or name in used:
@@ -161,6 +162,12 @@ def _codes_beside(checkpoint: Checkpoint, layer: str) -> TensorEntry | None:
     """Return the tensor that may hold the codes of a layer, or None."""
     found = (checkpoint.tensors.get(layer + suffix) for suffix in _PACKED)
     return next((entry for entry in found if entry and entry.dtype not in FLOATS), None)
+
+
+def _scale_beside(checkpoint: Checkpoint, name: str) -> bool:
+    """Return whether a tensor has a scale, by its name."""
+    layer = next((name.removesuffix(suffix) for suffix in _PACKED if name.endswith(suffix)), name)
+    return any(layer + suffix in checkpoint.tensors for suffix in _SCALES)
 
 
 def _shortened(problems: list[str], most: int = 20) -> list[str]:

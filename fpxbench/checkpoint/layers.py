@@ -215,7 +215,9 @@ def _layer(checkpoint: Checkpoint, dialect: Dialect, name: str, codes: TensorEnt
     zero_points = part(dialect.zero_point)
     if zero_points is not None:
         layer.described_by["zero points"] = zero_points
-    if grid is None:
+    if not n * k * layer.experts:
+        layer.problems.append(f"{name}: has no elements: {list(codes.shape)}")
+    elif grid is None:
         blocks = f"blocks of {dialect.block}" if dialect.block else "block"
         layer.problems.append(f"{name}: scales of shape {list(scales.shape)} fit no {blocks} of a weight [{n}, {k}]")
     elif not _is_scheme(layer.scheme):

@@ -104,6 +104,9 @@ def _called(function: str, request: dict[str, Any], timeout: float) -> Any:
 
 
 def _write(path: Path, layers: list[str], convert: str | None, nearest: bool, output: Path, timeout: float) -> None:
+    if output.is_dir() or not output.absolute().parent.is_dir():     # before all layers are decoded
+        raise UsageError(f"--output {output}: " + ("is a folder; give a file in it" if output.is_dir() else
+                                                   f"there is no folder {output.absolute().parent}"))
     done = _called("fpxbench.checkpoint.writing:write", {
         "path": str(path.absolute()), "layers": layers, "dialect": convert, "nearest": nearest,
         "output": str(output.absolute())}, timeout)

@@ -28,7 +28,9 @@ from fpxbench.cli.common import (
     print_table,
     ranks,
 )
+from fpxbench.did_you_mean import did_you_mean
 from fpxbench.sweep.settings import Settings
+from fpxbench.workloads import ranks_in
 
 if TYPE_CHECKING:
     from fpxbench.sweep.messages import SetupCheck
@@ -55,6 +57,8 @@ def list_(
     listings = {"implementations": _implementations, "schemes": _schemes, "workloads": _workloads, "cases": _cases}
     if what not in listings:
         raise UsageError(f"cannot list {what!r}: choose one of {', '.join(listings)}")
+    if device not in (None, "cpu", "cuda"):
+        raise UsageError(f"no device {device!r}: cpu or cuda")
     settings = Settings(profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
                          workload=tuple(workload or ()), tp=ranks(tp), device=device, impls=tuple(impls or ()))
     rows = listings[what](settings)
@@ -100,7 +104,17 @@ def _implementations(settings: Settings) -> list[dict[str, str]]:
     outcome = call_in_child("fpxbench.implementation:listed", settings.impls)
     if outcome.value is None:
         raise UsageError(f"the implementations could not be imported: {outcome.failure.summary}")
-    return outcome.read(list[dict[str, str]])
+    rows = outcome.read(list[dict[str, str]])
+    chosen = _chosen(settings.implementation, [row["implementation"] for row in rows], "implementation")
+    return [row for row in rows if row["implementation"] in chosen]
+
+
+def _chosen(globs: tuple[str, ...], known: list[str], what: str) -> list[str]:
+    """Return the names that any of `globs` matches, all without globs. Raise UsageError for one that matches none."""
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in known):
+            raise UsageError(f"no {what} {glob!r}; {did_you_mean(glob, known, f'`fpxbench list {what}s` prints them')}")
+    return [name for name in known if not globs or any(fnmatchcase(name, glob) for glob in globs)]
 
 
 def _schemes(settings: Settings) -> list[dict[str, str]]:
@@ -108,7 +122,9 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
     from fpxbench.numbers.scheme import SCHEMES, USED_BY, scheme_named
 
     rows = []
-    for name in settings.scheme or dict.fromkeys((*SCHEMES, *USED_BY)):
+    known = list(dict.fromkeys((*SCHEMES, *USED_BY)))
+    found = {glob: [name for name in known if fnmatchcase(name, glob)] for glob in settings.scheme}
+    for name in dict.fromkeys(name for glob, names in found.items() for name in names or [glob]) or known:
         scheme = scheme_named(name)
         fmt, scaling = scheme.format, scheme.scaling
         rows.append(
@@ -133,10 +149,10 @@ def _schemes(settings: Settings) -> list[dict[str, str]]:
 
 
 def _workloads(settings: Settings) -> list[dict[str, str]]:
+    known = known_workloads((*settings.tp, *ranks_in(settings.workload)))
     return [
         {"workload": w.name, "N": str(w.n), "K": str(w.k), "M": " ".join(map(str, w.m)), "about": w.about}
-        for w in known_workloads(settings.tp).values()
-        if not settings.workload or any(fnmatchcase(w.name, glob) for glob in settings.workload)
+        for w in map(known.__getitem__, _chosen(settings.workload, list(known), "workload"))
     ]
 
 

@@ -146,7 +146,7 @@ def _records_of(case: str, results: Path) -> list[Record]:
 
 
 def _print_record(record: Record) -> None:
-    from fpxbench.reports.formatting import pretty
+    from fpxbench.reports.formatting import number, pretty, times
 
     verdict = record.verdict
     table = Table(box=None, show_header=False, pad_edge=False, title=escape(record.case.id), title_justify="left")
@@ -170,15 +170,16 @@ def _print_record(record: Record) -> None:
     if accuracy.relative_error is not None:
         row(
             "relative error",
-            f"{accuracy.relative_error:.3g} (bound {accuracy.bound:.3g}); worst {accuracy.worst_ulp:.3g} ulp",
+            f"{number(accuracy.relative_error)} (bound {number(accuracy.bound)}); "
+            f"worst {number(accuracy.worst_ulp)} ulp",
         )
     row("SQNR", f"{accuracy.sqnr_db:.2f} dB" if accuracy.sqnr_db is not None else None)
     if timing is not None:
         low, high = timing.ci95_us
         row(
             "time",
-            f"{timing.median_us:.1f} us [{low:.1f}, {high:.1f}], dense {timing.baseline_us:.1f} us: "
-            f"{timing.speedup:.2f}×",
+            f"{number(timing.median_us)} us [{number(low)}, {number(high)}], dense {number(timing.baseline_us)} us: "
+            f"{times(timing.speedup)}",
         )
     row("no timing", record.no_timing)
     if traffic.gb_per_s is not None:

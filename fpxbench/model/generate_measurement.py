@@ -142,6 +142,9 @@ def schemes_of(asked: list[str]) -> list[str]:
     for name in asked or ["*"]:
         found += [each for each in known if fnmatchcase(each, name)] or [scheme_named(name).name]
     for name in found:
+        if not scheme_named(name).quantized and name not in BASELINES:
+            raise ValueError(f"{name} quantizes nothing: the unquantized model is the row {BASELINES[0]}, which is"
+                             " always measured")
         if scheme_named(name).activation is not None:
             raise ValueError(f"{name} rounds activations too; models are compared under weight-only schemes, such as"
                              f" {name.partition('+')[0]}")

@@ -21,7 +21,7 @@ def measure_mixed(settings: GenerateSettings, budget_bits: float, tokens: int) -
     """
     source = sources.find_source(settings.model)
     config = sources.load_config(source, settings.layers)
-    sources.check_memory(sources.describe(source, config), settings.device)
+    sources.check_memory(sources.describe(source, config), settings.device, factor=2.0)     # itself, and all rounded
     model = sources.load_model(source, config, settings.device, settings.seed)
     text = next(iter(generate_measurement.texts_of(settings, sources.load_tokenizer(source), config).values()))[:tokens]
     return mixed(model, text, generate_measurement.schemes_of(settings.schemes), budget_bits)

@@ -41,7 +41,7 @@ def quantize_in_parts(values: Tensor, scheme: Scheme, layout: str) -> QuantizedW
     scales: list[Tensor] = []
     tensor_scale: Any = None
     for start in range(0, n, rows):
-        weight = checked_weight(values[start:start + rows]).float()
+        weight = checked_weight(values[start:start + rows])
         chosen = scaling.choose(weight, fmt, **shared)
         codes = encode(scaling.divide(weight, chosen), fmt)
         packed[start:start + rows] = pack(codes, fmt.bits, layout)

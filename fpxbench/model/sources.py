@@ -227,11 +227,12 @@ def _note(source: Source) -> str:
     return NOTES.get(source.name) or NOTES.get(source.kind, "")
 
 
-def check_memory(model: ModelDescription, device: str) -> None:
-    """Raise ValueError if the device is missing, or lacks the memory for the 16-bit model and its codes."""
+def check_memory(model: ModelDescription, device: str, factor: float = 1.5) -> None:
+    """Raise ValueError if the device is missing, or lacks the memory for `factor` times the 16-bit model: for itself
+    and its codes, unless a caller holds more."""
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device cuda: this PyTorch ({torch.__version__}) sees no GPU; `fpxbench doctor` says why")
-    needed = model.bytes * 3 // 2
+    needed = int(model.bytes * factor)
     free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise ValueError(f"{model.name} with {counted(model.layers, 'layer')} takes {model.bytes / 1e9:.1f} GB in 16"

@@ -18,7 +18,7 @@ def quantize(weight: Tensor, scheme: Scheme | str, layout: str = "planar") -> Qu
     """
     scheme = scheme_named(scheme) if isinstance(scheme, str) else scheme
     if not scheme.quantized:
-        dense = checked_weight(weight).to(scheme.dense_dtype).contiguous()
+        dense = checked_weight(weight, scheme.dense_dtype).contiguous()
         return QuantizedWeight(scheme, (weight.shape[0], weight.shape[1]), "dense", dense)
     codes, scales = scheme.quantize(weight)
     return QuantizedWeight.from_codes(codes, scales, scheme, layout)

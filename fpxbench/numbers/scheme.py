@@ -64,7 +64,7 @@ class Scheme:
 
         if not self.quantized:
             raise ValueError(f"scheme {self.name!r} stores the weight as it is; there is nothing to quantize")
-        weight = checked_weight(weight).float()
+        weight = checked_weight(weight)
         scales = self.scaling.choose(weight, self.format)
         return encode(self.scaling.divide(weight, scales), self.format), scales
 
@@ -95,9 +95,9 @@ class Scheme:
         return values * self.scaling.spread(self.scaling.factors(scales), *codes.shape)
 
 
-def checked_weight(weight: Tensor) -> Tensor:
-    """Return `weight` itself, if it is a finite, floating-point, non-empty [N, K]. Raise ValueError or TypeError if
-    not.
+def checked_weight(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return `weight` in `dtype` (fp32 if None), if it is a finite, floating-point, non-empty [N, K] and stays finite.
+    Raise ValueError or TypeError if not.
     """
     import torch
 
@@ -107,13 +107,16 @@ def checked_weight(weight: Tensor) -> Tensor:
         raise ValueError(f"a weight is a matrix [N, K]; this one has shape {list(weight.shape)}")
     if weight.numel() == 0:
         raise ValueError(f"the weight of shape {list(weight.shape)} has no elements")
+    given, weight = weight, weight.to(dtype or torch.float32)
     if torch.compiler.is_compiling():
         return weight       # a compiled graph cannot branch on numbers
     finite = torch.isfinite(weight)
     if not bool(finite.all()):
         row, column = (~finite).nonzero()[0].tolist()
+        narrowed = f" in {str(weight.dtype).removeprefix('torch.')}" if bool(given.isfinite().all()) else ""
         raise ValueError(
-            f"the weight is not finite: {weight[row, column].item()} at row {row}, column {column}"
+            f"the weight is not finite{narrowed}:"
+            f" {given[row, column].item()} at row {row}, column {column}"
             f" ({int((~finite).sum())} such elements); no scale can hold it"
         )
     return weight

@@ -124,7 +124,8 @@ def find_problems(sweeps: Sequence[SweepTable]) -> list[ReportProblem]:
     problems = [
         *(_broken(group, all_cases) for group in _grouped(all_cases, _cause)),
         *(_impossible(group) for group in _grouped(all_cases, _flagged(Flag.OVER_ROOFLINE))),
-        *(_slow_baselines(group) for group in _grouped(all_cases, _flagged(Flag.SLOW_BASELINE))),
+        *(_slow_baselines(group) for group in _grouped(
+            (case for case in all_cases if case.row.speedup), _flagged(Flag.SLOW_BASELINE))),
         *(problem for sweep in sweeps for problem in _schemes_slower_than_dense(sweep)),
         *(_slow(group, all_cases) for group in _grouped(all_cases, _slowness)),
         *(_unfused(group) for group in _grouped(all_cases, _unfused_but_fast)),

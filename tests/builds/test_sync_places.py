@@ -215,6 +215,16 @@ def test_plain_http_is_refused_unless_the_host_is_trusted():
                             retries=0)).get("http://mirror.invalid/simple/torch/")
 
 
+def test_only_the_trusted_host_goes_without_its_certificate():
+    session = Fetcher(PipSettings(trusted_hosts=("example.com", "mirror.example:8443")))._session
+    default = session.get_adapter("https://pytorch.org/")
+    for url in ("https://example.com/simple/", "https://example.com:8443/simple/", "https://mirror.example:8443/a"):
+        assert session.get_adapter(url) is not default, url
+    for url in ("https://example.com.evil.org/", "https://example.community/", "https://mirror.example:9443/a",
+                "https://mirror.example/"):
+        assert session.get_adapter(url) is default, url
+
+
 def test_the_proxy_is_used(tmp_path):
     """The proxy is asked for a host that does not exist."""
     with LocalIndex(R13) as proxy:

@@ -18,6 +18,7 @@ from fpxbench.checkpoint.layers import quantized_layers
 from fpxbench.checkpoint.tensor_entry import CheckpointError
 from fpxbench.checkpoint.weights import read_weight
 from fpxbench.checkpoint.writing import WriteRequest, write
+from fpxbench.cli.common import UsageError
 from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.tensor_codec import decode, encode
@@ -233,6 +234,34 @@ def test_a_missing_and_a_stray_scale_are_problems(tmp_path):
     assert "model.layers.1.mlp.up_proj.weight holds F8_E4M3 but has no scale" in report.problems
     assert "model.layers.9.mlp.up_proj.weight_scale is a scale without codes" in report.problems
     assert len(report.layers) == LAYERS - 1
+
+
+def test_codes_of_no_dialect_beside_a_scale_are_said_to_be_that(tmp_path):
+    tensors = model("quark-fp8")
+    name = "model.layers.1.mlp.up_proj.weight"
+    tensors[name] = tensors[name].view(torch.uint8)
+    report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "quark"))))
+    about = [problem for problem in report.problems if problem.startswith(name + " ")]
+    assert len(about) == 1 and "U8" in about[0] and about[0].endswith("codes of no supported dialect")
+
+
+@pytest.mark.parametrize("shape", [(0, 128), (64, 0)])
+def test_a_layer_without_elements_is_a_problem_of_its_own(tmp_path, shape):
+    tensors = model("quark-fp8")
+    name = "model.layers.1.mlp.up_proj"
+    codes = tensors[f"{name}.weight"]
+    tensors[f"{name}.weight"] = torch.empty(shape, dtype=codes.dtype)
+    for deep in (False, True):
+        report = examine(CheckpointRequest(path=str(written(tmp_path, tensors, "quark")), deep=deep))
+        assert f"{name}: has no elements: {list(shape)}" in wrong(report)
+
+
+@pytest.mark.parametrize(("output", "message"), [
+    ("nowhere/out.safetensors", "there is no folder"), (".", "is a folder")])
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_decoded(tmp_path, output, message):
+    written(tmp_path, model("quark-fp8"), "quark")
+    run = command("checkpoint --dequantize -o", tmp_path / output, tmp_path)
+    assert isinstance(run.exception, UsageError) and message in str(run.exception)
 
 
 @pytest.mark.parametrize("dialect", ["ct-mxfp4", "modelopt-mxfp4", "gpt-oss", "deepseek-v4"])

@@ -323,3 +323,22 @@ def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypat
     records, broken = Store(tmp_path / "results", TensorOperationRecord).read_all()
     assert [(record.result.tensor, record.result.outcome) for record in records] == outcomes and not broken
     assert command("tensor-check", "FloatTensor mxfp5").exit_code != 0
+
+
+def test_codes_of_a_transposed_weight_are_not_copied_into_one_that_is_not():
+    """With a square weight their shapes are the same."""
+    values = VALUES[:64, :64]
+    plain, transposed = (FloatTensor.from_float(each, "e4m3fn-row") for each in (values, values.T))
+    transposed = transposed.transpose(0, 1)
+    for target, source in ((plain, transposed), (transposed, plain)):
+        with pytest.raises(RuntimeError, match="one of them is transposed"):
+            target.copy_(source)
+        target.copy_(source.dequantize())
+        assert (target.dequantize().float() - values.float()).norm() < 0.1 * values.float().norm()
+
+
+def test_a_tensor_made_like_a_transposed_one_has_its_shape():
+    weight = FloatTensor.from_float(VALUES[:32, :64], "mxfp4")
+    made = torch.zeros_like(weight.t())
+    assert made.shape == weight.t().shape and made.transposed and not made.dequantize().any()
+    assert weight.t().new_zeros(64, 16).shape == (64, 16) and weight.new_zeros(16, 64).shape == (16, 64)

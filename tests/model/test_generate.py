@@ -396,6 +396,8 @@ def test_a_model_that_does_not_fit_is_refused_with_the_figure_and_a_depth_that_i
     assert described.parameters == pytest.approx(671e9, rel=0.01)
     with pytest.raises(ValueError, match=r"1342\.\d GB in 16 bits.*--layers"):
         sources.check_memory(described, "cpu")
+    with pytest.raises(ValueError, match=r"and 2684\.\d GB while"):
+        sources.check_memory(described, "cpu", factor=2.0)
     with pytest.raises(ValueError, match="--device cuda: this PyTorch .* sees no GPU"):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
         sources.check_memory(described, "cuda")
@@ -439,5 +441,7 @@ def test_a_model_whose_own_logits_are_nan_is_refused_before_anything_is_compared
 def test_an_activation_scheme_and_an_unknown_implementation_are_refused(folder):
     with pytest.raises(ValueError, match="rounds activations too"):
         plan_rows(settings_of(folder, schemes=["e4m3fn-row+e4m3fn-row"]))
+    with pytest.raises(ValueError, match="fp16 quantizes nothing: .* the row bf16"):
+        plan_rows(settings_of(folder, schemes=["fp16"]))
     with pytest.raises(ValueError, match="no_such_kernel"):
         plan_rows(settings_of(folder, implementations=["no_such_kernel"]))

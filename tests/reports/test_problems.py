@@ -230,3 +230,8 @@ def test_what_only_canaries_showed_of_a_scheme_is_said_to_be_theirs_and_dense_is
 def test_every_status_and_flag_has_its_words() -> None:
     assert len({status.meaning for status in Status} | {status.predicate for status in Status}) == 2 * len(Status)
     assert all(flag.seen.endswith(".") for flag in Flag)
+
+
+def test_a_flag_without_its_figure_is_no_problem_and_stops_nothing() -> None:
+    odd = sample.record(sample.case(), flags=(Flag.SLOW_BASELINE,))
+    assert odd.timing is None and not any("slow" in each for each in sentences([odd]))

@@ -85,7 +85,8 @@ class Fetcher:
         if settings.trusted_hosts:  # the user's choice: no warning at each request
             disable_warnings(InsecureRequestWarning)
         for host in settings.trusted_hosts:
-            self._session.mount(f"https://{host}{'/' if ':' in host else ''}", _Adapter(None, max_retries=retry))
+            for end in "/" if ":" in host else "/:":    # a prefix alone would hold for every host that begins so
+                self._session.mount(f"https://{host}{end}", _Adapter(None, max_retries=retry))
         # A limit on the sum of all waits: a slow server keeps each single wait short.
         self._total_s = max(settings.timeout_s, min(10 * settings.timeout_s, 300.0))
 

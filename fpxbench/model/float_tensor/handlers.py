@@ -125,6 +125,11 @@ def _copy(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     if not isinstance(source, FloatTensor):
         values = source.transpose(-1, -2) if target.transposed else source
         source = FloatTensor.from_float(values.to(target.device), target.scheme, target.implementation)
+    elif source.transposed != target.transposed:
+        raise RuntimeError(
+            f"a FloatTensor stored as {list(target.stored_shape)} cannot hold the codes of one stored as"
+            f" {list(source.stored_shape)}: one of them is transposed; copy its dequantize()"
+        )
     if source.scheme != target.scheme:
         raise RuntimeError(
             f"a {target.scheme} tensor cannot hold the codes of a {source.scheme} one; copy its dequantize()"
@@ -185,9 +190,12 @@ def _equal(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FloatTensor:
     """Return a tensor of zeros for FSDP2 and checkpoint loaders to fill: code 0 with scale 0 decodes to 0."""
     tensor = args[0]
-    shape = tuple(args[1]) if len(args) > 1 else tensor.stored_shape
+    shape = tensor.stored_shape
+    if len(args) > 1:
+        shape = tuple(args[1])
+        shape = (*shape[:-2], shape[-1], shape[-2]) if tensor.transposed and len(shape) > 1 else shape
     if len(shape) != len(tensor.stored_shape) or shape[-1] != tensor.stored_shape[-1]:
-        raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} must have its K; asked for {list(shape)}")
+        raise NotImplementedError(f"a FloatTensor like {list(tensor.shape)} must have its K; asked for {list(args[1])}")
     if tensor.row_tile is None or shape[-2] % tensor.row_tile:
         tensor = tensor.portable()
     rows, columns = scheme_named(tensor.scheme).scaling.grid_shape(*shape[-2:])
@@ -197,7 +205,7 @@ def _made_like(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Floa
     scales = torch.zeros(*lead, rows, columns, dtype=tensor.scales.dtype, device=device)
     tensor_scale = None if tensor.tensor_scale is None else torch.zeros(*lead, 1, device=device)
     return tensor._holding(packed, scales, tensor_scale, shape=shape, dtype=kwargs.get("dtype") or tensor.dtype,
-                           transposed=False, flat=False, is_copy=False)
+                           flat=False, is_copy=False)
 
 
 @operation(_aten.as_strided.default)
