@@ -9,6 +9,7 @@ import sys
 import textwrap
 
 import pytest
+from commands import command
 from few_targets import write_few_targets
 from sample_records import case, record
 from typer.main import get_command
@@ -215,3 +216,10 @@ def test_any_other_error_is_a_bug_and_shows_its_traceback(monkeypatch):
     monkeypatch.setattr(cli, "app", app)
     with pytest.raises(RuntimeError, match="unforeseen"):
         cli.main()
+
+
+def test_a_short_sweep_ends_with_a_report_of_its_records(tmp_path):
+    run = command("run -i eager_upcast -s mxfp4 -w canary.seed --device cpu --profile smoke --no-timing --results",
+                  tmp_path / "results", "--report", tmp_path / "report")
+    assert run.exit_code == 0 and (tmp_path / "report" / "index.html").as_uri() in run.output.replace("\n", "")
+    assert list((tmp_path / "report").glob("machines/*/*/eager_upcast__mxfp4__canary.seed__m1__bf16.html"))

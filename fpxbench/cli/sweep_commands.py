@@ -25,6 +25,7 @@ from fpxbench.cli.common import (
     UsageError,
     WorkloadOption,
     end_run,
+    err,
     new_app,
     new_table,
     out,
@@ -56,7 +57,8 @@ JobsOption = Annotated[int | None, typer.Option(
     "--jobs", "-j", min=1, help="Prepare this many cases at once; they are timed one by one.  "
                                 "[dim]default: one per core, as far as memory goes[/]")]
 ReportOption = Annotated[Path | None, typer.Option(
-    "--report", help="Build the report in this folder within a minute, and rebuild it as records arrive.")]
+    "--report", help="Build the report in this folder within a minute, rebuild it as records arrive, and once more at"
+                     " the end.")]
 MemoryLimitOption = Annotated[str | None, typer.Option(
     "--memory-limit", help="Memory limit for one case: 8GiB, 500MB.  [dim]default: 3/4 of the machine's memory[/]")]
 SeedOption = Annotated[int | None, typer.Option(
@@ -120,8 +122,20 @@ def run(
         out.print(missing, markup=False, style="yellow")
     if took := sweep.duration_message():
         out.print(took, markup=False, style="dim")
+    if report is not None and not sweep.interrupted:
+        _build_report(results, report)
     end_run(Store(results).file(sweep.machine.name, sweep.build), results,
             [record.verdict.status for record in sweep.records], failing, sweep.interrupted)
+
+
+def _build_report(results: Path, folder: Path) -> None:
+    """Build the report with the sweep's last records, as `fpxbench report` does with its defaults."""
+    from fpxbench.builds.timeline import Timeline
+    from fpxbench.reports.site import build_site
+
+    with err.status("the report"):
+        summary = build_site(results, folder, Timeline(Path(".timeline")))
+    out.print(f"report: {summary.index.resolve().as_uri()}", markup=False, style="bold")
 
 
 def _bytes(text: str) -> int:
