@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -102,7 +103,8 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
             if not isinstance(module, nn.Linear) or not name:
                 done.left[full] = f"{name_of} keeps weights in a form of its own, which only an nn.Linear can hold"
                 continue
-            held_weight = HeldWeight(parameter.detach(), scheme_named(chosen), cls())
+            with _named(full):
+                held_weight = HeldWeight(parameter.detach(), scheme_named(chosen), cls())
             done.replaced.append(Replaced(full, chosen, name_of, tuple(parameter.shape), before,
                                           held_weight.nbytes_stored, parameter.shape[-1]))
             model.set_submodule(name, HeldLinear(held_weight, module.bias))
@@ -112,7 +114,8 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
         # Conv1D and some experts hold the weight as [K, N].
         transposed = _is_transposed(module)
         values = parameter.detach().transpose(-1, -2) if transposed else parameter.detach()
-        quantized = FloatTensor.from_float(values, chosen, implementation)
+        with _named(full):
+            quantized = FloatTensor.from_float(values, chosen, implementation)
         done.replaced.append(
             Replaced(full, chosen, quantized.implementation, tuple(parameter.shape), before, quantized.nbytes_stored,
                      values.shape[-1])
@@ -130,6 +133,15 @@ def quantize_(model: nn.Module, scheme: str | Mapping[str, str], implementation:
             )
         )
     return done
+
+
+@contextmanager
+def _named(weight: str) -> Iterator[None]:
+    """Name the weight in a ValueError about its values."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{weight}: {error}") from error
 
 
 def linear_weights(model: nn.Module) -> dict[str, Tensor]:

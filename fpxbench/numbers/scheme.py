@@ -107,19 +107,21 @@ def checked_weight(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         raise ValueError(f"a weight is a matrix [N, K]; this one has shape {list(weight.shape)}")
     if weight.numel() == 0:
         raise ValueError(f"the weight of shape {list(weight.shape)} has no elements")
-    given, weight = weight, weight.to(dtype or torch.float32)
+    dtype = dtype or torch.float32
     if torch.compiler.is_compiling():
-        return weight       # a compiled graph cannot branch on numbers
-    finite = torch.isfinite(weight)
-    if not bool(finite.all()):
-        row, column = (~finite).nonzero()[0].tolist()
-        narrowed = f" in {str(weight.dtype).removeprefix('torch.')}" if bool(given.isfinite().all()) else ""
+        return weight.to(dtype)     # a compiled graph cannot branch on numbers
+    # Only a narrower range can overflow; a copy for no reason would take a layer's memory.
+    fits = torch.finfo(weight.dtype).max <= torch.finfo(dtype).max
+    checked = weight if fits else weight.to(dtype)
+    if not bool(torch.isfinite(checked).all()):
+        bad = ~torch.isfinite(checked)
+        row, column = bad.nonzero()[0].tolist()
+        narrowed = f" in {str(dtype).removeprefix('torch.')}" if bool(weight.isfinite().all()) else ""
         raise ValueError(
-            f"the weight is not finite{narrowed}:"
-            f" {given[row, column].item()} at row {row}, column {column}"
-            f" ({int((~finite).sum())} such elements); no scale can hold it"
+            f"the weight is not finite{narrowed}: {weight[row, column].item()} at row {row}, column {column}"
+            f" ({int(bad.sum())} such elements); no scale can hold it"
         )
-    return weight
+    return checked.to(dtype)
 
 
 _DENSE = ("bf16", "fp16")

@@ -325,6 +325,14 @@ def test_the_command_shows_a_table_and_a_crash_ends_no_other_operation(monkeypat
     assert command("tensor-check", "FloatTensor mxfp5").exit_code != 0
 
 
+def test_products_take_their_operands_by_name_too():
+    weight, x = FloatTensor.from_float(VALUES, "mxfp4"), torch.randn(3, 256).bfloat16()
+    expected = F.linear(x, weight)
+    for product in (F.linear(input=x, weight=weight), torch.matmul(input=x, other=weight.t()),
+                    torch.mm(input=x, mat2=weight.t()), x.matmul(other=weight.t()), x.mm(mat2=weight.t())):
+        assert torch.equal(product, expected)
+
+
 def test_codes_of_a_transposed_weight_are_not_copied_into_one_that_is_not():
     """With a square weight their shapes are the same."""
     values = VALUES[:64, :64]

@@ -19,8 +19,9 @@ _aten = torch.ops.aten
 # Products.
 
 
+# The parameters' names are PyTorch's, as callers may pass them by name.
 @function(torch.nn.functional.linear)
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not isinstance(weight, FloatTensor):
         raise NotImplementedError("a FloatTensor is a weight; as an activation, use its dequantize()")
     if weight.transposed or len(weight.stored_shape) != 2:
@@ -28,19 +29,24 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"linear takes a weight [N, K], not {list(weight.shape)}; dequantize() gives a plain tensor"
         )
     n, k = weight.stored_shape
-    if x.shape[-1] != k:
+    if input.shape[-1] != k:
         raise RuntimeError(
-            f"an activation {list(x.shape)} does not multiply a weight [{n}, {k}]: its last dimension is not {k}"
+            f"an activation {list(input.shape)} does not multiply a weight [{n}, {k}]: its last dimension is not {k}"
         )
-    return torch.ops.fpxbench.linear(x, weight.packed, weight.scales, weight.tensor_scale, bias, weight.scheme,
+    return torch.ops.fpxbench.linear(input, weight.packed, weight.scales, weight.tensor_scale, bias, weight.scheme,
                                      weight.code_layout, weight.implementation, n, k)
 
 
-@function(torch.matmul, torch.mm, Tensor.matmul, Tensor.mm, Tensor.__matmul__)
-def _matmul(x: Tensor, weight: Tensor) -> Tensor:
-    if isinstance(weight, FloatTensor) and weight.transposed and len(weight.stored_shape) == 2:
-        return _linear(x, weight.t())
+@function(torch.matmul, Tensor.matmul, Tensor.__matmul__)
+def _matmul(input: Tensor, other: Tensor) -> Tensor:
+    if isinstance(other, FloatTensor) and other.transposed and len(other.stored_shape) == 2:
+        return _linear(input, other.t())
     raise NotImplementedError("a FloatTensor [N, K] is multiplied as x @ weight.t(); dequantize() gives a plain tensor")
+
+
+@function(torch.mm, Tensor.mm)
+def _matrix_product(input: Tensor, mat2: Tensor) -> Tensor:
+    return _matmul(input, mat2)
 
 
 @operation(_aten.mm.default)
