@@ -103,8 +103,8 @@ _OF_A_FILE = '''\
 import sys
 
 sys.exit(
-    "the weight of this case comes from a file, which the record does not hold; measure it again with: "
-    "fpxbench run --fresh --seed {seed} {option} -i {implementation} -w '{workload}/m{m}'"
+    "the {what} of this case comes from a file, which the record does not hold; measure it again with: "
+    "fpxbench run --fresh --seed {seed} {option} -i {implementation}{scheme} -w '{workload}/m{m}'"
 )
 '''
 
@@ -122,12 +122,16 @@ def repro_script(record: Record) -> str:
         shape = (*shape, "experts", "experts_per_token", "routing")
     fields = ",\n    ".join(", ".join(f"{name}={_literal(getattr(case, name))}" for name in line)
                             for line in (names, shape))
-    if is_from_file(case.workload):
-        option = "--checkpoint PATH --layer '*'" if case.workload.startswith(FROM_CHECKPOINT) else "--weights FILE"
+    if is_from_file(case.workload) or record.activations:
+        options = [] if not is_from_file(case.workload) else [
+            "--checkpoint PATH --layer '*'" if case.workload.startswith(FROM_CHECKPOINT) else "--weights FILE"]
+        option = " ".join([*options, *(["--activations FILE"] if record.activations else [])])
         return _OF_A_FILE.format(
+            what="weight" if options else "activation",
             case_id=case.id, headline=record.verdict.headline, torch=record.build.torch, option=option,
             summary=_one_line(record.verdict.summary or record.verdict.headline), seed=record.seed or 0,
             implementation=case.implementation, workload=case.workload, m=case.m,
+            scheme="" if case.workload.startswith(FROM_CHECKPOINT) else f" -s {case.scheme}",
         )
     script = _HEAD.format(case_id=case.id, headline=record.verdict.headline, torch=record.build.torch,
                           triton=_one_line(record.build.triton or "none"), device=_one_line(record.machine.device),

@@ -169,3 +169,14 @@ def test_the_script_makes_the_calls_that_the_sweep_made(implementation: str, kin
 def test_the_script_knows_that_activations_are_rounded(scheme: str, faulty: Path) -> None:
     done = run(record(case("eager_upcast", scheme, **SMALL | {"m": 3})), faulty)
     assert done.returncode == 0 and done.stdout.count(" 0 of 192 elements outside") == 3, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("of", "said"), [
+    (record(case("right", **SMALL), activations="0123abcd"), "--activations FILE -i right -s e4m3fn-row -w"),
+    (record(case("right", **SMALL | {"workload": "own.x.abcdef"})), "--weights FILE -i right -s e4m3fn-row -w"),
+    (record(case("right", **SMALL | {"workload": "checkpoint.x.abcdef"}), activations="0123abcd"),
+     "--checkpoint PATH --layer '*' --activations FILE -i right -w"),
+])
+def test_the_script_of_a_files_operands_says_how_to_measure_them_again(of: Record, said: str, faulty: Path) -> None:
+    done = run(of, faulty)
+    assert done.returncode == 1 and said in done.stderr
