@@ -108,8 +108,9 @@ def clearest_example(wrong: Iterable[DifferingInputs], target: str) -> Example:
     past = (InputKind.OVERFLOW, InputKind.INFINITY)
     candidates = [(one.kind, example) for one in wrong for example in one.examples]
     open_to: tuple[str, ...] = ()
-    if any(kind in past for kind, _ in candidates):
-        open_to = ("inf", "-inf") if DTYPES[target].format.has_infinity else ("nan",)
+    fmt = DTYPES[target].format
+    if fmt is not None and any(kind in past for kind, _ in candidates):     # an integer has neither
+        open_to = ("inf", "-inf") if fmt.has_infinity else ("nan",)
     never = [(kind, example) for kind, example in candidates if kind not in past or example.got_value not in open_to]
     return next((example for kind, example in never if kind is InputKind.INFINITY), (never or candidates)[0][1])
 

@@ -137,5 +137,5 @@ def _print_overflows(records: list[CastRecord]) -> None:
     table = new_table("target", "become", "in", title="what values past the maximum become")
     for target, ways in found.items():
         for how, who in ways.items():
-            table.add_row(target, how, ", ".join(who))
+            table.add_row(escape(target), escape(how), escape(", ".join(who)))
     out.print(table)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Container, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from fpxbench.records.fields import NAME_PATTERN
 from fpxbench.records.verdict import Status
 from fpxbench.sweep.settings import Profile, default_memory_limit
 from fpxbench.user_error import UserError
@@ -39,8 +41,17 @@ ProfileOption = Annotated[Profile, typer.Option(
     "--profile", help="smoke takes a minute, quick several; full runs everything.")]
 DeviceOption = Annotated[str | None, typer.Option(
     "--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
+
+
+def _machine_name(name: str | None) -> str | None:
+    if name is not None and not re.match(NAME_PATTERN, name):
+        raise UsageError(f"--machine {name!r}: a name has letters, digits and _ . + - only, and begins with one of the"
+                         " first three")
+    return name
+
+
 StoredAsOption = Annotated[str | None, typer.Option(
-    "--machine", help="Name to store the records under.  [dim]default: the device's name[/]")]
+    "--machine", callback=_machine_name, help="Name to store the records under.  [dim]default: the device's name[/]")]
 TimingOption = Annotated[bool, typer.Option("--timing/--no-timing", help="Time the correct cases, or only check them.")]
 CaseTimeoutOption = Annotated[float, typer.Option(
     "--timeout", help="Time limit for one case, in seconds.", min=0.1)]

@@ -61,9 +61,9 @@ def rank(
     err.print(f"{model}: embedding {settings.sentences.name} once unquantized and once per scheme", markup=False)
     store.make_folder()     # before the work whose result it keeps
     with Isolation(default_memory_limit()) as isolation:
+        measured = machine_here(isolation, "cpu", machine, timed=True)
         found = isolation.call("fpxbench.model.encoder_ranking:rank", settings, timeout_s=timeout).required(
             Ranking, f"{model} could not be ranked")
-        measured = machine_here(isolation, "cpu", machine, timed=True)
     for each in found.schemes:
         store.append(RankingRecord(model=found.model, text=found.text, sentences=found.sentences,
                                    weights=found.weights, rank=each, build=build, machine=measured))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -79,7 +79,7 @@ def targets(
     if export is not None:
         matrix.write(export)
     if json:
-        print(matrix.model_dump_json(by_alias=True, exclude_defaults=True))
+        print(matrix.to_json(), end="")
     else:
         _print(matrix)
         if export is not None:
@@ -107,7 +107,7 @@ def diff(
     Exit status: 0; 1 if something that was ok no longer is; 2 for a usage error; 130 after Ctrl-C.
     """
     from fpxbench.reports.targets.support_table import SHIPPED
-    from fpxbench.targets.build_diff import changes
+    from fpxbench.targets.build_diff import changes, compared
     from fpxbench.targets.matrix import read_matrix
 
     given = read_matrix(matrix) if matrix is not None else None
@@ -115,7 +115,12 @@ def diff(
         given = shipped
         err.print("from the matrix that ships with fpxbench; --ask compiles with both builds here", style="dim")
     (old, at), (new, there) = (_build(name, given, operation, arch, jobs, timeout, fresh) for name in (before, after))
-    found = [change for change in changes(old, at, new, there) if _wanted(change, operation, arch)]
+    wanted = _wanted(operation, arch)
+    cells = compared(old, at, new, there, wanted)
+    if not cells:
+        raise UsageError(f"Triton {old.builds[at].triton} and {new.builds[there].triton} have none of the selected"
+                         " cells in common: nothing was compared")
+    found = changes(old, at, new, there, wanted)
     if json:
         import json as writer
 
@@ -125,7 +130,8 @@ def diff(
             "cells": [{"probe": probe, "architecture": architecture} for probe, architecture in change.cells],
         } for change in found], indent=1))
     else:
-        out.print(f"Triton {old.builds[at].triton} -> {new.builds[there].triton}", markup=False, style="bold")
+        out.print(f"Triton {old.builds[at].triton} -> {new.builds[there].triton}, {cells} cells compared",
+                  markup=False, style="bold")
         for verdict, colour in (("lost", "red"), ("gained", "green"), ("other", "dim")):
             some = [change for change in found if change.verdict == verdict]
             out.print(f"{verdict}: {sum(len(change.cells) for change in some)} cells", style=colour)
@@ -149,8 +155,11 @@ def repro(
     from fpxbench.targets.matrix import read_matrix
     from fpxbench.targets.reproduction import newest_failure, script
 
-    arch, = _architectures([architecture]) if architecture else []
-    probes = _probes([probe])
+    architectures = _architectures([architecture])
+    if len(architectures) != 1:
+        raise UsageError(f"{architecture!r} is {len(architectures)} architectures; name one, as in"
+                         f" {architectures[0].name}")
+    arch, probes = architectures[0], _probes([probe])
     if len(probes) != 1:
         raise UsageError(f"{probe!r} is {len(probes)} probes; name one, as in {probes[0].id}")
     version, found = newest_failure(read_matrix(SHIPPED), probes[0].id, arch.name,
@@ -206,7 +215,10 @@ def _build(
         versions = [build.triton for build in given.builds]
         if normal_name(name) not in versions:
             raise UsageError(f"the matrix has no Triton {name}: it has {', '.join(versions)}")
-        return given, versions.index(normal_name(name))
+        position = versions.index(normal_name(name))
+        if given.builds[position].unusable:
+            raise UsageError(f"Triton {name} was unusable: {given.builds[position].unusable}")
+        return given, position
     matrix = _asked([name], operation, arch, jobs, timeout, fresh)
     if matrix.builds[0].unusable:
         raise UsageError(matrix.builds[0].unusable)
@@ -222,11 +234,11 @@ def _has(matrix: Matrix, names: tuple[str, str], operation: list[str] | None, ar
             and (not operation or {spec.id for spec in _probes(operation)} <= probes))
 
 
-def _wanted(change, operation: list[str] | None, arch: list[str] | None) -> bool:
-    """Return whether a change is among the selected probes and architectures."""
+def _wanted(operation: list[str] | None, arch: list[str] | None) -> Callable[[str, str], bool]:
+    """Return whether a cell is among the selected probes and architectures."""
     probes = {spec.id for spec in _probes(operation)} if operation else None
     names = {architecture.name for architecture in _architectures(arch)}
-    return any((probes is None or probe in probes) and architecture in names for probe, architecture in change.cells)
+    return lambda probe, architecture: (probes is None or probe in probes) and architecture in names
 
 
 @contextmanager

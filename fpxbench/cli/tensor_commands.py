@@ -73,7 +73,8 @@ def _chosen(tensors: list[str], operations: list[str]) -> tuple[list[str], list[
 
     from fpxbench.cli.common import call_in_child
 
-    known, listed = call_in_child("fpxbench.model.tensor_check:names").read(tuple[list[str], list[str]])
+    known, listed = call_in_child("fpxbench.model.tensor_check:names").required(
+        tuple[list[str], list[str]], "the tensor classes could not be listed")
     classes = []
     for glob in tensors:
         found = [glob] if ":" in glob else [name for name in known if fnmatchcase(name, glob) or name == glob]

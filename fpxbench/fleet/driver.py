@@ -87,7 +87,7 @@ class Driver(Roster):
         self._request, self._timeline, self._say_aloud, self._show = request, timeline, say, show
         self._folder = FleetFolder(request.results)
         self._store: Store[Record] = Store(request.results)
-        self._inbox = Inbox(self._store)
+        self._inbox = Inbox(self._store, timing=request.options.timing)
         self._state = FleetState(host=platform.node(), pid=os.getpid(), builds=[each.tag for each in request.entries])
         self._statuses: dict[tuple[str, str], Counter] = {}
         self._stopping = False
@@ -216,8 +216,9 @@ class Driver(Roster):
     def _take(self, seat: SeatRun, running: Running, line: str) -> None:
         """Store one line of a delivery, and note its case as measured."""
         if running.task.purpose == "spread":
-            with suppress(ValueError):
-                self._comparison.add(seat, running.asked.read(line))
+            if not running.left_behind:     # of an ended worker: its devices did not run at the same time as these
+                with suppress(ValueError):
+                    self._comparison.add(seat, running.asked.read(line))
             return
         arrival, record, reason = self._inbox.take(line, running.asked, seat.metadata())
         if record is None:
@@ -247,7 +248,8 @@ class Driver(Roster):
             self._say(f"{seat.label}: fetched {counted(running.stored, 'record')} of {task.spec.tag} that an ended "
                       "worker left there")
         if task.purpose == "spread" or cell is None:
-            self._comparison.ended(seat)
+            if not running.left_behind:
+                self._comparison.ended(seat)
             return
         if task.purpose == "plan":
             if not running.left_behind:     # a plan whose worker ended is made again: the build may be fine

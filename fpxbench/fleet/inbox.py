@@ -11,7 +11,6 @@ from fpxbench.builds.environments.specification import EnvironmentSpec
 from fpxbench.fleet.fleet_messages import Task
 from fpxbench.records.record import Build, Record
 from fpxbench.records.store import MAX_LINE_BYTES, Store, first_mistake
-from fpxbench.records.verdict import Status
 
 Identity = tuple[str, str, int | None]
 """Case, start and seed, which identify a record of one build and machine."""
@@ -61,20 +60,23 @@ class _Known:
 
     identities: set[Identity] = field(default_factory=set)
     sources: dict[str, str] = field(default_factory=dict)
-    """By case, the digest of the implementation that was measured. Cases with missing dependencies are left out."""
+    """By case, the digest of the implementation that was measured. Cases to measure again are left out."""
 
 
 class Inbox:
-    """Appends records to `store`."""
+    """Appends records to `store`.
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    timing : whether cases are timed: then one whose timing was turned off is to be measured again
+    """
+
+    def __init__(self, store: Store, *, timing: bool = True) -> None:
+        self._store, self._timing = store, timing
         self._known: dict[tuple[str, str, str], _Known] = {}
 
     def measured(self, machine: str, build: Build, sources: dict[str, str], cases: Iterable[str]) -> set[str]:
         """Return those of `cases` that have a record of this build by the present implementation.
 
-        Cases recorded as ``missing`` are left out: their dependencies may be installed now.
+        Cases whose record does not answer the question (`Record.answers`) are left out.
         sources : digest of each implementation
         """
         known = self._of(machine, build).sources
@@ -119,11 +121,10 @@ class Inbox:
                     self._note(known, record)
         return self._known[key]
 
-    @staticmethod
-    def _note(known: _Known, record: Record) -> None:
+    def _note(self, known: _Known, record: Record) -> None:
         known.identities.add(_identity(record))
         known.sources.pop(record.case.id, None)
-        if record.verdict.status is not Status.MISSING:
+        if record.answers(timed=self._timing):
             known.sources[record.case.id] = record.source
 
 

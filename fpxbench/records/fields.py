@@ -85,7 +85,8 @@ Tokens = Annotated[int, Field(ge=0, le=LARGEST_DIMENSION)]
 Dimension = Annotated[int, Field(ge=1, le=LARGEST_DIMENSION)]
 
 # Names become file names and links: a record from another machine must not inject a path or a tag through them.
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$", max_length=120)]
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$"
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=120)]
 Revision = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]*$", max_length=120)]
 """A commit, a digest, a version; may be empty."""
 Label = Annotated[str, _head(200)]

@@ -331,6 +331,10 @@ class Coverage(RecordPart):
     not_asked: Annotated[dict[Label, Text], Field(max_length=1000)] = Field(default_factory=dict)
 
 
+TIMING_OFF = "timing was turned off"
+"""`Record.no_timing` where no timing was asked for."""
+
+
 class Record(StoredRecord):
     """One case on one build on one machine."""
 
@@ -366,6 +370,14 @@ class Record(StoredRecord):
     @property
     def id(self) -> str:
         return self.case.id
+
+    def answers(self, *, timed: bool) -> bool:
+        """Return whether the case need not be measured again by the same build and implementation.
+
+        It must be if a dependency was missing, which may have been installed since, and if it is to be timed where its
+        timing was turned off.
+        """
+        return self.verdict.status is not Status.MISSING and not (timed and self.no_timing == TIMING_OFF)
 
     @model_validator(mode="after")
     def _right_before_fast(self) -> Self:

@@ -12,9 +12,6 @@ from fpxbench.records.case import Case
 from fpxbench.records.record import Accuracy, Coverage, DeviceState, Flag, Properties, Timing, Traffic
 from fpxbench.records.verdict import Verdict
 
-TIMING_OFF = "timing was turned off"
-"""Why a correct case has no timing, where none was asked for."""
-
 
 class TrialRequest(BaseModel):
     """A case to run, with its inputs and limits."""

@@ -18,7 +18,7 @@ from fpxbench.sweep.gate import Gate
 from fpxbench.sweep.isolation import Isolation
 from fpxbench.sweep.lineup import Durations, Lineup
 from fpxbench.sweep.live_report import LiveReport
-from fpxbench.sweep.messages import TIMING_OFF, TrialRequest, TrialResult
+from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.sweep.plan import LAST_STAGE, Plan, Planned, stage
 from fpxbench.sweep.pool import Pool, Room, usable_cores
 from fpxbench.sweep.progress import Progress
@@ -239,6 +239,5 @@ def _already_measured(store: Store, machine: Machine, build: Build, plan: Plan, 
         and (record.machine.device, record.machine.arch) == (machine.device, machine.arch)
         and record.activations == activations.get(record.case.id)
         and settings.seed in (None, record.seed)
-        and not (settings.timing_budget_s and record.no_timing == TIMING_OFF)
-        and record.verdict.status is not Status.MISSING     # a missing dependency may have been installed
+        and record.answers(timed=bool(settings.timing_budget_s))
     }

@@ -63,10 +63,10 @@ from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.records.kinds import Group, Kind
-from fpxbench.records.record import Accuracy, Coverage, Flag, Properties, Traffic
+from fpxbench.records.record import TIMING_OFF, Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
 from fpxbench.sweep import file_operands
-from fpxbench.sweep.messages import TIMING_OFF, TrialRequest, TrialResult
+from fpxbench.sweep.messages import TrialRequest, TrialResult
 from fpxbench.workloads import WeightContents, contents_of, is_canary
 
 CALLS_AFTER_TIMING = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from fpxbench.records.verdict import Status
@@ -40,10 +40,23 @@ def _text(outcome: CellOutcome) -> str:
     return f"{outcome.status}{f' ({outcome.kind})' if outcome.kind else ''}: {outcome.cause}"
 
 
-def changes(old: Matrix, before: int, new: Matrix, after: int) -> list[CellChange]:
-    """Return the differences between two builds, of one matrix or of two, in the cells that both have; lost first."""
+Wanted = Callable[[str, str], bool]
+"""Whether a cell, by its probe and architecture, is to be compared."""
+
+
+def compared(old: Matrix, before: int, new: Matrix, after: int, wanted: Wanted) -> int:
+    """Return how many of the wanted cells both builds have."""
+    return sum(wanted(*key) for key, *_ in _both(old, before, new, after))
+
+
+def changes(old: Matrix, before: int, new: Matrix, after: int, wanted: Wanted = lambda probe, architecture: True,
+            ) -> list[CellChange]:
+    """Return the differences between two builds, of one matrix or of two, in the wanted cells that both have; lost
+    first."""
     alike: dict[tuple, list[tuple[str, str]]] = {}
     for key, operation, fmt, was, now in _both(old, before, new, after):
+        if not wanted(*key):
+            continue
         worked, works = _goodness(was), _goodness(now)
         if worked != works or worked == 0 and (was.status, was.kind, was.cause) != (now.status, now.kind, now.cause):
             verdict = "lost" if works < worked else "gained" if works > worked else "other"

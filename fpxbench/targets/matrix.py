@@ -179,14 +179,18 @@ class Matrix(_Model):
         )
 
     def write(self, path: Path) -> None:
-        """Write one probe a line, so that a diff shows what a new build changed."""
+        """Write the matrix to a file, whole or not at all."""
+        write_whole(path, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the matrix as text with one probe a line, so that a diff shows what a new build changed."""
         whole = self.model_dump(mode="json", by_alias=True, exclude_defaults=True,
                                 exclude={"probes", "outcomes"}) | {"schema": self.schema_}
         lines = [json.dumps(whole, ensure_ascii=False)[:-1]]
         for field in ("outcomes", "probes"):
             items = (item.model_dump_json(by_alias=True, exclude_defaults=True) for item in getattr(self, field))
             lines.append(f', "{field}": [\n' + ",\n".join(items) + "\n]")
-        write_whole(path, "".join(lines) + "}\n")
+        return "".join(lines) + "}\n"
 
 
 def read_matrix(path: Path) -> Matrix:

@@ -50,6 +50,12 @@ class Span:
     first: str
     last: str
     """Versions of Triton."""
+    steady: bool = True
+    """Whether as much was ok on each of them."""
+
+    @property
+    def label(self) -> str:
+        return self.state.label if self.steady else "some ok"
 
 
 def state_of(outcomes: Sequence[CellOutcome]) -> GroupState | None:
@@ -86,10 +92,11 @@ def spans(matrix: Matrix, probes: Sequence[Probe], architecture: str) -> list[Sp
     for build, state in zip(matrix.builds, states(matrix, probes, architecture), strict=True):
         if state is None:
             continue
-        first = build.triton
+        span = Span(state, build.triton, build.triton)
         if found and found[-1].state.sign == state.sign:
-            first = found.pop().first
-        found.append(Span(state, first, build.triton))
+            before = found.pop()
+            span = Span(state, before.first, build.triton, before.steady and before.state.label == state.label)
+        found.append(span)
     return found
 
 
@@ -108,13 +115,13 @@ def history_text(history: Sequence[Span]) -> str:
     """Return ``ok since 3.3.1``, ``never ok``, ``wrong 3.0.0–3.1.0, unsupported since 3.2.0``."""
     if not history:
         return "not tried"
-    if len(history) == 1:
-        state = history[0].state
-        return f"{state.label} on every build"
     *before, last = history
-    parts = [f"{span.state.label} {span.first if span.first == span.last else f'{span.first}–{span.last}'}"
+    now = "" if last.steady else f" ({last.state.label} on {last.last})"
+    if not before:
+        return f"{last.label} on every build{now}"
+    parts = [f"{span.label} {span.first if span.first == span.last else f'{span.first}–{span.last}'}"
              for span in before]
-    return ", ".join([*parts, f"{last.state.label} since {last.first}"])
+    return ", ".join([*parts, f"{last.label} since {last.first}{now}"])
 
 
 def checked_cells(matrix: Matrix, position: int) -> tuple[int, int]:

@@ -86,7 +86,8 @@ def _read(place: Path) -> CastIndex:
         found = _INDEXES.validate_json(place.read_bytes())
     except (OSError, ValidationError):      # there is none yet, or it is damaged: rebuilt from the records
         return CastIndex(VERSION, {}, {})
-    return found if found.version == VERSION else CastIndex(VERSION, {}, {})
+    complete = all(one.heading is None or one.snapshots in found.snapshots for one in found.files.values())
+    return found if found.version == VERSION and complete else CastIndex(VERSION, {}, {})
 
 
 def _indexed(store: Store[CastRecord], path: Path, state: FileState,

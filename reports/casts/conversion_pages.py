@@ -219,7 +219,7 @@ def _rarity(mistake: CastFinding) -> tuple:
 def _wrong(shown: list[tuple[CastFinding, CastSweep]]) -> ReportProblem:
     """Return the problem for one mistake on all builds, with the numbers of the newest build with the most
     conversions."""
-    mistake, sweep = max(shown, key=lambda pair: (pair[1].build.label, len(pair[0].records)))
+    mistake, sweep = max(shown, key=lambda pair: (pair[1].age, len(pair[0].records)))
     what_happens = ": ".join(part for part in (mistake.cause, mistake.counts) if part) or str(mistake.status)
     example = f". {mistake.example}" if mistake.example else ""
     others = sum(len(other.records) for other, its in shown if its is sweep and other is not mistake)

@@ -108,8 +108,11 @@ def _bars(layer: LayerReport) -> list[Bar]:
     """Return a bar for each code, by ascending value; codes that are not numbers come last."""
     if not layer.histogram or layer.scheme is None or not any(layer.histogram):
         return []
-    fmt = scheme_named(layer.scheme).format
-    if fmt is None:
+    try:
+        fmt = scheme_named(layer.scheme).format
+    except ValueError:      # a newer fpxbench's
+        return []
+    if fmt is None or len(layer.histogram) > 1 << fmt.bits:
         return []
     values = [fmt.value(code) for code in range(len(layer.histogram))]
     order = sorted(range(len(values)), key=lambda code: (
