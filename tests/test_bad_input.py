@@ -13,8 +13,12 @@ from pydantic import ValidationError
 
 from fpxbench import cli, quantize
 from fpxbench.cli.common import UsageError
+from fpxbench.diagnosis.encode_faults import encoded
 from fpxbench.implementation import Implementation, discover
+from fpxbench.numbers.experts import CannotStack, QuantizedExperts
+from fpxbench.numbers.formats import FORMATS
 from fpxbench.numbers.scheme import scheme_named
+from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status
@@ -255,3 +259,20 @@ def test_list_shows_what_its_filters_match():
     schemes = shown("schemes", "-s", "mx*")
     assert {"mxfp4", "mxfp8_e4m3fn"} <= set(schemes) and all(name.startswith("mx") for name in schemes)
     assert shown("workloads", "-w", "llama3-70b.down.tp8") == ["llama3-70b.down.tp8"]
+
+
+@pytest.mark.parametrize("asked", ["run -w canary.seed", "rank", "generate smollm2"])
+def test_a_machine_name_that_is_no_folder_is_refused_before_anything_runs(asked):
+    run = command(asked, "--machine", "my gpu/1")
+    assert isinstance(run.exception, UsageError) and "--machine 'my gpu/1'" in str(run.exception)
+
+
+def test_an_encoder_that_divides_zeros_by_zero_is_no_error_of_the_diagnosis():
+    codes = encoded(torch.zeros(2, 4), lambda weight: weight / weight, FORMATS["int8"])
+    assert codes.shape == (2, 4) and not codes.any()
+
+
+def test_weights_that_an_object_holds_are_not_stacked():
+    held = QuantizedWeight.holding(object(), scheme_named("mxfp4"), (8, 32))
+    with pytest.raises(CannotStack, match="object"):
+        QuantizedExperts.stack([held, held])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
-from fpxbench.checking import contract
+from fpxbench.checking import contract, poison
 from fpxbench.checking.operands import Operands
 from fpxbench.checking.reference import Reference, compare
+from fpxbench.checking.wrong_output import judge
 from fpxbench.implementation import Implementation
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.records.kinds import Kind
@@ -34,6 +36,11 @@ def check_nonfinite_rows(implementation: Implementation, operands: Operands) -> 
         clean = x.clone()
         clean[_ROW] = 0
         expected = operands.reference(clean, implementation)
+        again = partial(contract.watched_matmul, implementation, clean, operands.weight, operands.device, None)
+        without = again(poison.NAN)
+        comparison = compare(without.seen, expected)
+        if not comparison.within:       # then it is not the NaN's doing
+            return judge(again, without, comparison, expected, pattern=poison.NAN)
         x[_ROW, x.shape[1] // 3] = value
         y = contract.checked_matmul(implementation, x, operands.weight, operands.device)
         others = torch.arange(TOKENS, device=y.device) != _ROW

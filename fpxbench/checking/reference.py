@@ -157,8 +157,8 @@ def compare(y: Tensor, expected: Reference) -> Comparison:
     past = (product.abs() + expected.tolerance > torch.finfo(y.dtype).max) & (out == product.sign() * math.inf)
     same = (out == product) | (out.isnan() & product.isnan())
     settled = past | (same & ~product.isfinite())
-    error = torch.where(settled, 0.0, (out - product).abs()).nan_to_num(nan=math.inf)
-    excess = torch.where(settled, 0.0, error / expected.tolerance).nan_to_num(nan=math.inf)
+    error = torch.where(settled, 0.0, (out - product).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    excess = torch.where(settled, 0.0, error / expected.tolerance).nan_to_num(nan=math.inf, posinf=math.inf)
     worst = int(excess.argmax())
     row, column = divmod(worst, y.shape[1])
     return Comparison(within=bool((excess <= 1).all()), finite=bool((out.isfinite() | settled).all()),

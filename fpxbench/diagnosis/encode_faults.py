@@ -95,7 +95,10 @@ def encoded(weight: Tensor, divide: Divide, fmt: NumberFormat, faults: Iterable[
     for of_values in [one.values for one in faults if one.values]:
         values = of_values(values)
     how = {name: getattr(one, name) for one in faults for name in ("rounding", "overflow") if getattr(one, name)}
-    codes = encode(values, next((one.target for one in faults if one.target), fmt), **how)
+    target = next((one.target for one in faults if one.target), fmt)
+    if not target.has_nan:      # a fault may divide a row of zeros by zero; what an encoder then stores is undefined
+        values = values.nan_to_num(0.0, torch.inf, -torch.inf)
+    codes = encode(values, target, **how)
     for of_codes in [one.codes for one in faults if one.codes]:
         codes = of_codes(codes, values)
     return codes

@@ -252,7 +252,7 @@ def _clamped(values: Tensor, seen: Tensor, agree: Agree) -> ScaleFunction | None
         if bool(agree(seen, clamped(None, values)).all()):
             ends = " and ".join(f"those {side} {bound:.4g} multiply by it"
                                 for side, bound in zip(("below", "above"), bounds, strict=True) if bound is not None)
-            return ScaleFunction(Kind.SCALE_NARROWED, f"scales are clamped: {ends}", clamped)
+            return ScaleFunction(Kind.SCALE_NARROWED, f"scales, or products with them, are clamped: {ends}", clamped)
     return None
 
 

@@ -14,6 +14,10 @@ from fpxbench.numbers.scaling import Scales
 from fpxbench.numbers.weight import QuantizedWeight
 
 
+class CannotStack(ValueError):
+    """Weights of a kind that is not stored together as experts."""
+
+
 @dataclass(frozen=True)
 class QuantizedExperts(QuantizedWeight):
     """Weights ``[E, N, K]`` of experts that share one scheme, shape and layout.
@@ -34,6 +38,9 @@ class QuantizedExperts(QuantizedWeight):
                 raise ValueError("experts that are stored together have one scheme, shape, layout and set of tensors;"
                                  f" {first.scheme.name} {first.shape} in {first.layout} and {other.scheme.name}"
                                  f" {other.shape} in {other.layout} differ")
+        if first.held is not None:
+            raise CannotStack(f"weights that an object holds ({type(first.held).__name__}) are not stored together as"
+                              " experts")
         stacked = {name: torch.stack([expert.tensors()[name] for expert in experts]) for name in first.tensors()}
         extra = {name: stacked.pop(name) for name in first.extra}
         return cls(first.scheme, first.shape, first.layout, extra=extra, **stacked)

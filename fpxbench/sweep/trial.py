@@ -58,10 +58,11 @@ from fpxbench.diagnosis.scale_rules import (
 )
 from fpxbench.diagnosis.stored import diagnose_quantization, probe_quantization
 from fpxbench.implementation import Implementation
-from fpxbench.numbers.experts import QuantizedExperts
+from fpxbench.numbers.experts import CannotStack, QuantizedExperts
 from fpxbench.numbers.scheme import scheme_named
 from fpxbench.numbers.weight import QuantizedWeight
 from fpxbench.records.case import Case
+from fpxbench.records.fields import LARGEST
 from fpxbench.records.kinds import Group, Kind
 from fpxbench.records.record import TIMING_OFF, Accuracy, Coverage, Flag, Properties, Traffic
 from fpxbench.records.verdict import Status, Verdict, classify_exception
@@ -196,7 +197,7 @@ def _run(implementation: Implementation, request: TrialRequest, result: TrialRes
     storages_before = kept_memory.live_storages() if not result.no_timing else {}
     try:
         operands = prepare(implementation, request)
-    except CheckpointError as error:    # a fault of the file, not of the implementation
+    except (CheckpointError, CannotStack) as error:     # not a fault of the implementation
         result.verdict = Verdict(status=Status.UNSUPPORTED, summary=str(error))
         return
     # A single expert's operands are not kept, since they would count as memory that the implementation holds.
@@ -477,7 +478,8 @@ def _accuracy(comparison: Comparison) -> dict[str, float | None]:
 
 
 def _finite(value: float) -> float | None:
-    return value if abs(value) < float("inf") else None
+    """Return a number that a record can hold, or None."""
+    return value if abs(value) <= LARGEST else None
 
 
 def _sqnr_db(operands: Operands) -> float | None:

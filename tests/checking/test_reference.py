@@ -248,3 +248,14 @@ def test_an_exactly_stored_weight_has_no_noise_to_speak_of():
     weight = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
     assert reference.sqnr_db(weight, weight) is None
     assert reference.sqnr_db(weight, weight * 1.1) == pytest.approx(20.0, abs=1e-4)
+
+
+def test_an_infinite_output_where_a_large_number_is_right_is_wrong_and_has_no_worst_element() -> None:
+    product = torch.full((2, 3), 70_000.0, dtype=torch.float64)
+    expected = reference.Reference(product, product * 0.01)
+    y = product.to(torch.bfloat16)
+    assert reference.compare(y, expected).within
+    y[1, 2] = torch.inf     # as after fp16, whose range ends at 65504
+    found = reference.compare(y, expected)
+    assert not found.within and not found.finite and found.worst_at == (1, 2)
+    assert found.worst_ulp == found.relative_error == float("inf")

@@ -150,6 +150,29 @@ def test_each_layout_is_another_view_of_memory(name: str) -> None:
     assert not contiguous_matrix
 
 
+def test_a_transposed_activation_that_is_read_as_if_it_were_contiguous_is_named() -> None:
+    class ReadsInOrder(Right):
+        def matmul(self, x, weight):
+            if x.dim() == 2 and x.stride(0) == 1 and x.stride(1) == len(x) > 1:
+                x = x.T.reshape(x.shape)
+            return super().matmul(x, weight)
+
+    verdict = serving_calls.check_layouts(examination(ReadsInOrder(), m=3))
+    assert verdict.kind is Kind.ACTIVATION_LAYOUT and "a transposed [K, M]" in verdict.summary
+
+
+def test_a_ragged_second_tile_of_n_is_asked_for() -> None:
+    class WrongThere(Right):
+        def matmul(self, x, weight):
+            y = super().matmul(x, weight)
+            if weight.shape[0] > 128 and weight.shape[0] % 128:
+                y[..., -2:] = y[..., -2:].flip(-1)
+            return y
+
+    result = result_of(WrongThere(), request())
+    assert result.verdict.status is Status.WRONG and "wrong for a weight [200, 64]" in result.verdict.summary
+
+
 def test_an_output_that_a_later_call_overwrites_is_noticed() -> None:
     y = torch.ones(4, dtype=torch.bfloat16)
     output = contract.Output(y.clone(), y)

@@ -11,7 +11,7 @@ from sample_records import CPU, record
 
 from fpxbench.fleet.fleet_messages import Task
 from fpxbench.fleet.inbox import Arrival, Asked, Inbox
-from fpxbench.records.record import Record
+from fpxbench.records.record import TIMING_OFF, Record
 from fpxbench.records.store import Store
 from fpxbench.records.verdict import Status, Verdict
 
@@ -94,3 +94,15 @@ def test_a_name_that_leaves_the_folder_is_refused(builds: FakeBuilds, store: Sto
     line = json.loads(made(builds).to_json())
     line["machine"]["name"] = "../../elsewhere"
     assert Inbox(store).take(json.dumps(line), asked(builds), {})[0] is Arrival.REFUSED
+
+
+def test_a_case_whose_timing_was_turned_off_is_measured_again_where_it_is_timed(builds: FakeBuilds,
+                                                                                store: Store) -> None:
+    build, case = builds.build(builds.entries[0]), builds.cases[0].id
+    untimed, timed = made(builds, no_timing=TIMING_OFF), made(builds, seed=8, no_timing="a canary")
+    assert Inbox(store, timing=False).take(untimed.to_json(), asked(builds), {})[0] is Arrival.STORED
+    assert Inbox(store, timing=False).measured("m", build, SOURCES, [case]) == {case}
+    inbox = Inbox(store)
+    assert inbox.measured("m", build, SOURCES, [case]) == set()
+    assert inbox.take(timed.to_json(), asked(builds), {})[0] is Arrival.STORED
+    assert inbox.measured("m", build, SOURCES, [case]) == {case}

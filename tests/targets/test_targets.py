@@ -3,10 +3,12 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import fake_triton
@@ -16,8 +18,10 @@ from commands import command, fpxbench
 from places import CHECKOUT
 from ptx_samples import DECODE
 
+from fpxbench.cli.common import UsageError
 from fpxbench.records.kinds import Kind
 from fpxbench.records.verdict import Status
+from fpxbench.reports.targets.support_table import SHIPPED
 from fpxbench.targets import engine, triton_builds as builds, version_spans as history
 from fpxbench.targets.architectures import ARCHITECTURES, architectures_like
 from fpxbench.targets.build_diff import changes
@@ -27,6 +31,7 @@ from fpxbench.targets.engine import UnusableTriton
 from fpxbench.targets.matrix import Matrix, read_matrix
 from fpxbench.targets.operations import OPERATIONS, TILE_OPTIONS, TILES, ProbeSpec, probes_like
 from fpxbench.targets.triton_builds import TritonUnavailable, find_triton, normal_name
+from fpxbench.targets.version_spans import GroupState, Span, history_text
 
 
 @pytest.fixture(autouse=True)
@@ -459,3 +464,32 @@ def test_what_the_shipped_matrix_cannot_answer_is_asked(monkeypatch, arguments):
     with pytest.raises(_Compiled) as found:
         _diff(monkeypatch, *arguments, "-o", "decode/e4m3fn")
     assert found.value.args == ([arguments[0]],)
+
+
+def test_a_diff_is_of_the_selected_cells_alone():
+    found = json.loads(command("targets diff 3.1.0 3.2.0 -a gfx1201 --json").stdout)
+    cells = [cell for change in found for cell in change["cells"]]
+    assert cells and {cell["architecture"] for cell in cells} == {"gfx1201"}
+    said = command("targets diff 3.1.0 3.2.0 -a gfx1201")
+    assert "gfx90a" not in said.stdout and re.search(r"3\.1\.0 -> 3\.2\.0, \d+ cells compared", said.stdout)
+
+
+def test_a_diff_of_nothing_is_refused(tmp_path):
+    matrix = read_matrix(SHIPPED)
+    without = matrix.model_copy(update={"builds": [
+        build.model_copy(update={"unusable": "no wheel"}) if build.triton == "3.2.0" else build
+        for build in matrix.builds]})
+    without.write(tmp_path / "targets.json")
+    run = command("targets diff 3.1.0 3.2.0 --matrix", tmp_path / "targets.json")
+    assert isinstance(run.exception, UsageError) and "unusable: no wheel" in str(run.exception)
+    run = command("targets repro encode/e5m2fnuz/fp16-rtne sm_*")
+    assert isinstance(run.exception, UsageError) and "architectures; name one" in str(run.exception)
+
+
+def test_a_history_says_no_count_that_a_build_did_not_have():
+    steady = Span(GroupState(Status.OK, 3, 6, 3), "3.1.0", "3.2.0")
+    moved = replace(steady, first="3.0.0", steady=False)
+    assert history_text([steady]) == "3 of 6 ok on every build"
+    assert history_text([moved]) == "some ok on every build (3 of 6 ok on 3.2.0)"
+    wrong = Span(GroupState(Status.WRONG, 0, 6, 0), "2.9.0", "2.9.0")
+    assert history_text([wrong, moved]) == "wrong 2.9.0, some ok since 3.0.0 (3 of 6 ok on 3.2.0)"

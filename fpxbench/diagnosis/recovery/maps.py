@@ -23,6 +23,9 @@ from fpxbench.records.kinds import Kind
 
 NUMERALS = {2: "two", 3: "three", 4: "four"}
 
+_LISTED_ROWS = 4
+"""Moved rows that a message lists one by one, at most."""
+
 
 class RecoveredMaps:
     """The maps of an implementation on one shape: code -> number, block -> scale, scale -> factor, weight -> code.
@@ -155,9 +158,14 @@ class RecoveredMaps:
                 return None
         rule = axis_rule(source)
         moved = int((source != torch.arange(count)).sum())
-        what = rule.format(i="n") if rule is not None else "another one, by no simple rule"
-        return (f"{moved} of {count} output features are those of other rows, codes and scales alike: feature n is that"
-                f" of row {what}")
+        if rule is not None:
+            what = f"feature n is that of row {rule.format(i='n')}"
+        elif moved <= _LISTED_ROWS:
+            what = ", ".join(f"feature {n} is that of row {int(source[n])}"
+                             for n in (source != torch.arange(count)).nonzero().reshape(-1).tolist())
+        else:
+            what = "by no simple rule"
+        return f"{moved} of {count} output features are those of other rows, codes and scales alike: {what}"
 
     def _knows(self, name: str) -> bool:
         """Return whether the experiment of that name recovered its map."""
