@@ -21,6 +21,7 @@ _PACKED = (".weight", ".weight_packed", "_blocks", "._weight_qdata")
 """Suffixes of the names of packed codes."""
 _SCALES = (".weight_scale", ".weight_scale_inv", ".weight_scale_2", "_scales", ".weight_global_scale", "._weight_scale")
 """Suffixes of the names of scales."""
+_TENSOR_SCALES = (".weight_scale_2", ".weight_global_scale")
 
 
 def examine(request: CheckpointRequest) -> CheckpointReport:
@@ -165,9 +166,9 @@ def _codes_beside(checkpoint: Checkpoint, layer: str) -> TensorEntry | None:
 
 
 def _scale_beside(checkpoint: Checkpoint, name: str) -> bool:
-    """Return whether a tensor has a scale, by its name."""
+    """Return whether a tensor has a scale besides one of the whole tensor, by its name."""
     layer = next((name.removesuffix(suffix) for suffix in _PACKED if name.endswith(suffix)), name)
-    return any(layer + suffix in checkpoint.tensors for suffix in _SCALES)
+    return any(layer + suffix in checkpoint.tensors for suffix in _SCALES if suffix not in _TENSOR_SCALES)
 
 
 def _shortened(problems: list[str], most: int = 20) -> list[str]:
