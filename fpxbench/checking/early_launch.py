@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fpxbench.checking import contract, device_wait, poison
-from fpxbench.checking.examination import Examination, is_refusal
+from fpxbench.checking.examination import Examination, in_a_line, is_refusal
 from fpxbench.checking.reference import Comparison, Reference, compare
 from fpxbench.checking.wrong_output import Again, comparison_evidence, judge
 from fpxbench.numbers.weight import QuantizedWeight
@@ -42,8 +42,7 @@ def check_early_launch(examination: Examination) -> Verdict | None:
     except Exception as error:      # not the implementation's: a build without Triton, or one that breaks this kernel
         if not is_refusal(error):
             raise
-        first_line = next(iter(str(error).splitlines()), "")[:160]
-        examination.not_asked[NAME] = f"the kernel that writes late failed: {type(error).__name__}: {first_line}"
+        examination.not_asked[NAME] = f"the kernel that writes late failed: {in_a_line(error)}"
         return None
     for number in range(CALLS):
         pattern = poison.PATTERNS[number % len(poison.PATTERNS)]

@@ -124,8 +124,13 @@ class Examination:
         except Exception as error:
             if not is_refusal(error):
                 raise
-            self.not_asked[name] = f"refused: {type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
+            self.not_asked[name] = f"refused: {in_a_line(error)}"
             return False, None
+
+
+def in_a_line(error: Exception) -> str:
+    """Return an exception's type and the first line of its message, shortened."""
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:160]}"
 
 
 def is_refusal(error: Exception) -> bool:

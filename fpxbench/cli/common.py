@@ -39,12 +39,21 @@ TpOption = Annotated[str, typer.Option(
     "--tp", help="Tensor-parallel sizes: 2,4,8 adds one rank's shard of each layer (llama3-70b.down.tp8).")]
 ProfileOption = Annotated[Profile, typer.Option(
     "--profile", help="smoke takes a minute, quick several; full runs everything.")]
+
+
+def checked_device(name: str | None) -> str | None:
+    """Return the name of a device, or None. Raise UsageError for any other than cpu and cuda."""
+    if name not in (None, "cpu", "cuda"):
+        raise UsageError(f"no device {name!r}: cpu or cuda (ROCm too)")
+    return name
+
+
 DeviceOption = Annotated[str | None, typer.Option(
-    "--device", help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
+    "--device", callback=checked_device, help="cpu or cuda (ROCm too).  [dim]default: a GPU if PyTorch sees one[/]")]
 
 
 def _machine_name(name: str | None) -> str | None:
-    if name is not None and not re.match(NAME_PATTERN, name):
+    if name is not None and not re.fullmatch(NAME_PATTERN, name):
         raise UsageError(f"--machine {name!r}: a name has letters, digits and _ . + - only, and begins with one of the"
                          " first three")
     return name

@@ -23,6 +23,7 @@ from fpxbench.cli.common import (
     TimingOption,
     UsageError,
     WorkloadOption,
+    checked_device,
     err,
     new_app,
     new_table,
@@ -61,7 +62,8 @@ BuildsOption = Annotated[
     ),
 ]
 DevicesOption = Annotated[str | None, typer.Option(
-    "--device", help="cpu or cuda (ROCm too).  [dim]default: the cluster's GPUs, or else its CPUs[/]")]
+    "--device", callback=checked_device,
+    help="cpu or cuda (ROCm too).  [dim]default: the cluster's GPUs, or else its CPUs[/]")]
 MachinesOption = Annotated[list[str] | None, typer.Option(
     "--machines", help="Kinds of machines, by glob: 'nvidia-*'. Repeatable.")]
 VariantsOption = Annotated[list[str] | None, typer.Option(
@@ -102,8 +104,6 @@ def run(
     from fpxbench.fleet.fleet_messages import SweepOptions
     from fpxbench.fleet.fleet_progress import FleetProgress, rendered
 
-    if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"--device {device!r}: cpu or cuda (ROCm too)")
     known_builds = Timeline(timeline)
     request = Request(
         entries=_entries(builds, known_builds), results=results, device=cast("DeviceType | None", device),

@@ -57,8 +57,6 @@ def list_(
     listings = {"implementations": _implementations, "schemes": _schemes, "workloads": _workloads, "cases": _cases}
     if what not in listings:
         raise UsageError(f"cannot list {what!r}: choose one of {', '.join(listings)}")
-    if device not in (None, "cpu", "cuda"):
-        raise UsageError(f"no device {device!r}: cpu or cuda")
     settings = Settings(profile=profile, implementation=tuple(implementation or ()), scheme=tuple(scheme or ()),
                          workload=tuple(workload or ()), tp=ranks(tp), device=device, impls=tuple(impls or ()))
     rows = listings[what](settings)

@@ -1,9 +1,7 @@
 """Which cases a sweep has: profiles, globs, and names that nothing is called."""
 
-import importlib.metadata
 import json
 from itertools import groupby
-from types import SimpleNamespace
 
 import pytest
 from pydantic import ValidationError
@@ -272,13 +270,13 @@ def test_layers_of_a_tensor_parallel_rank_are_planned_by_option_or_by_name():
 
 
 @pytest.mark.parametrize("change", ["a package", "the visible devices"])
-def test_a_plan_is_made_again_where_its_answers_may_differ(change, monkeypatch):
+def test_a_plan_is_made_again_where_its_answers_may_differ(change, monkeypatch, tmp_path):
     settings = Settings(device="cpu", scheme=("int8-row",))
     before = plan_module._plan_digest(settings)
     assert plan_module._plan_digest(settings) == before
     if change == "a package":
-        installed = [*importlib.metadata.distributions(), SimpleNamespace(name="a-plugin", version="1.0")]
-        monkeypatch.setattr(importlib.metadata, "distributions", lambda: installed)
+        (tmp_path / "a_plugin-1.0.dist-info").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
     else:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     assert plan_module._plan_digest(settings) != before
