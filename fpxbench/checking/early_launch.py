@@ -28,8 +28,8 @@ CALLS, MORE_CALLS = 3, 8
 
 
 def check_early_launch(examination: Examination) -> Verdict | None:
-    """Check calls that are queued behind a kernel which lets them begin and writes the activation later. Until then, it
-    holds NaN."""
+    """Check that calls wait for a kernel that triggers their launch before it writes their activation, which holds NaN
+    until then."""
     implementation, operands = examination.implementation, examination.operands
     reason = _unavailable(operands.device) or ("no tokens" if operands.case.m == 0 else None)
     if reason is not None:
@@ -76,8 +76,8 @@ def _told_apart(late: _BehindALateWrite, again: Again, expected: Reference, wron
                     f" themselves, with the same operands: {wrong.message()}")
     return Verdict(
         status=Status.WRONG, kind=Kind.READS_EARLY, evidence=evidence,
-        summary="is launched before the kernel that writes its activation has ended, and does not wait for it: right"
-                f" after a finished kernel; wrong in {behind} of {MORE_CALLS} calls behind a running one:"
+        summary="is launched before the kernel that writes its activation has ended, and does not wait for it: correct"
+                f" behind a finished kernel, wrong in {behind} of {MORE_CALLS} calls behind a running one:"
                 f" {wrong.message()}")
 
 

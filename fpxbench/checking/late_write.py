@@ -1,4 +1,4 @@
-"""A kernel that lets the next one begin long before it writes: programmatic dependent launch at its most unfriendly."""
+"""A kernel that triggers the launch of its dependents long before it writes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def late_write_kernel(source, target, nbytes, delay_ns, BLOCK: tl.constexpr):
 
 
 def write_late(source: Tensor, target: Tensor) -> None:
-    """Copy `source` to `target`, contiguous and of the same size, `DELAY_NS` after the next kernel on the current
-    stream may begin, if it is launched to overlap."""
+    """Copy `source` to `target`, contiguous and of the same size, `DELAY_NS` after triggering the launch of the next
+    kernel on the current stream."""
     late_write_kernel[(PROGRAMS,)](source.view(torch.uint8), target.view(torch.uint8), target.nbytes, DELAY_NS,
                                    BLOCK=BLOCK)
